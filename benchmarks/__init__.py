@@ -1,0 +1,11 @@
+"""Side-by-side measurements of tcpjson and of what others would write by hand.
+
+Run them from the root of the repository, on a machine that does nothing else (Linux only; a C compiler
+is needed for the load generator, ``uvloop`` and ``orjson`` for the expert's peer)::
+
+    python -m benchmarks.compare     CPU time of the server a message, against the peers
+    python -m benchmarks.memory      resident bytes of an idle connection
+    python -m benchmarks.bigframe    CPU time of one 16 MiB frame that arrives in small pieces
+
+Each says with ``--help`` what it takes.
+"""

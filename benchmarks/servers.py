@@ -1,0 +1,169 @@
+"""Starting and ending the servers that are measured, and building the load generator."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+CPUCLOCK_SCHED = 2
+
+
+class BenchmarkError(Exception):
+    """A benchmark cannot go on; the text says why."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A server that can be started: its name in tables, its command, and what must be importable."""
+
+    name: str
+    label: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...]
+
+    def missing(self) -> list[str]:
+        return [module for module in self.needs if importlib.util.find_spec(module) is None]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    kind: Kind
+    pid: int
+    port: int
+
+    def cpu_ns(self) -> int:
+        """CPU time of the process in nanoseconds, all its threads, without its children."""
+        # The clock that clock_getcpuclockid(3) would give for this process; Python has no call for it.
+        return time.clock_gettime_ns((~self.pid << 3) | CPUCLOCK_SCHED)
+
+
+TCPJSON = Kind(
+    "tcpjson",
+    "tcpjson",
+    (
+        *("-c", "from twisted.scripts.twistd import run; run()", "--nodaemon", "--pidfile="),
+        *("tcpjson", "--port", "tcp:0:interface=127.0.0.1"),
+    ),
+    ("twisted", "msgspec", "tcpjson"),
+)
+UVLOOP = Kind("uvloop", "uvloop+orjson", ("-m", "benchmarks.peers.uvloop_orjson", "0"), ("uvloop", "orjson"))
+STREAMS = Kind("streams", "streams+json", ("-m", "benchmarks.peers.asyncio_streams", "0"), ())
+TWISTED = Kind("twisted", "twisted+json", ("-m", "benchmarks.peers.twisted_json", "0"), ("twisted",))
+KINDS = {kind.name: kind for kind in (TCPJSON, UVLOOP, STREAMS, TWISTED)}
+
+
+def usable(names: Sequence[str]) -> list[Kind]:
+    """Return the servers of these names that can be imported; say of each other one what is missing."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    found = []
+    for name in names:
+        missing = KINDS[name].missing()
+        if missing:
+            print(f"{KINDS[name].label} is left out: install {' '.join(missing)}", flush=True)
+        else:
+            found.append(KINDS[name])
+    return found
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack, so that everything started is ended."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+def raise_file_limit() -> int:
+    """Set the soft limit of open files to the hard one, for the servers too; return it."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a process, by force if it must be."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def started(kind: Kind, core: int | None = None, options: Sequence[str] = ()) -> Iterator[Server]:
+    """Start a server on a free port of loopback, on one core if given, and end it afterwards."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    # The log goes to a file: nobody need read it while the server runs.
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [sys.executable, *kind.command, *options],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            if core is not None:
+                os.sched_setaffinity(process.pid, {core})
+            port = _port_of(kind, process, log.fileno())
+            yield Server(kind, process.pid, port)
+            if process.poll() is not None:
+                raise BenchmarkError(f"{kind.label} ended by itself, with status {process.returncode}")
+        finally:
+            stop(process)
+
+
+def _port_of(kind: Kind, process: subprocess.Popen[str], log: int) -> int:
+    """Wait until the log says where the server listens."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        ended = process.poll() is not None
+        said = os.pread(log, 1 << 20, 0).decode(errors="replace")
+        match = LISTENING.search(said)
+        if match:
+            return int(match[1])
+        if ended or time.monotonic() > deadline:
+            raise BenchmarkError(f"{kind.label} did not come to listen; it said:\n{said[-4000:]}")
+        time.sleep(0.01)
+
+
+def build_loadgen(folder: Path) -> Path:
+    """Compile the load generator into a folder (``CC`` and ``CFLAGS`` are heeded) and return its path."""
+    program = folder / "loadgen"
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    flags = shlex.split(os.environ.get("CFLAGS", "-O2"))
+    try:
+        subprocess.run(
+            [*compiler, "-std=gnu11", *flags, "-o", str(program), str(HERE / "loadgen.c")], check=True
+        )
+    except FileNotFoundError:
+        raise BenchmarkError(f"no C compiler: {compiler[0]} is not there") from None
+    except subprocess.CalledProcessError:
+        raise BenchmarkError("the load generator does not compile") from None
+    return program

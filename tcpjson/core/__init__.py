@@ -1,0 +1,1 @@
+"""The wire protocol without Twisted, clock, randomness or I/O: bytes and numbers in, bytes and events out."""

@@ -1,0 +1,136 @@
+"""Payloads to typed messages, and messages to frames (docs/protocol.rst, sections 1 to 3)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from tcpjson.core.errors import BadFrame, BadJSON, BadMessage, ProtocolError, UnknownType
+from tcpjson.core.messages import Custom, Message, Refused, RequestId, Text
+from tcpjson.core.values import MAX_DEPTH
+
+_WHITE_SPACE = b" \t\n\r"
+
+_isascii = bytes.isascii
+
+# Validates a JSON text without building its value.
+_check_grammar = msgspec.json.Decoder(Raw).decode
+_decode_id = msgspec.json.Decoder(RequestId | None).decode
+
+
+class _Typed(msgspec.Struct, gc=False):
+    """An object that is asked for its type."""
+
+    type: str | UnsetType = UNSET
+
+
+class _Identified(msgspec.Struct, gc=False):
+    """An object that is asked for its id."""
+
+    id: Raw = Raw(b"null")
+
+    def request_id(self) -> str | int | None:
+        try:
+            return cast("str | int | None", _decode_id(self.id))
+        except msgspec.DecodeError:
+            return None
+
+
+_decode_typed = msgspec.json.Decoder(_Typed).decode
+_decode_identified = msgspec.json.Decoder(_Identified).decode
+
+
+class Codec:
+    """
+    Decodes the messages of some types.
+
+    Args:
+        types: the message classes, each with a tag of its own.
+        strict: refuse what is no message of these types (`--strict`).
+
+    Raises:
+        TypeError: two types share a tag, or msgspec cannot decode a field.
+    """
+
+    def __init__(self, types: Sequence[type[Message]], strict: bool = False) -> None:
+        self._decode = msgspec.json.Decoder(_union(types)).decode
+        self._tags = {kind.__struct_config__.tag for kind in types}
+        self._strict = strict
+
+    def decode(self, payloads: Sequence[bytes]) -> list[Message]:
+        """
+        Decode the payloads of frames: each to a message of one of the types, or to `Custom`, `Text` or
+        `Refused`. Nothing that a peer can send makes it raise.
+        """
+        try:
+            # msgspec looks at no UTF-8 in what it passes over.
+            if not all(map(_isascii, payloads)):
+                deque(map(bytes.decode, payloads), maxlen=0)
+            return list(map(self._decode, payloads))
+        except (ValueError, RecursionError):
+            # One of them at least is no good message of a known type.
+            return [self._decode_one(payload) for payload in payloads]
+
+    def _decode_one(self, payload: bytes) -> Message:
+        try:
+            payload.decode()
+            return cast("Message", self._decode(payload))
+        except (ValueError, RecursionError) as error:
+            return self._classify(payload, error)
+
+    def _classify(self, payload: bytes, error: Exception) -> Message:
+        """What a payload is that is no good message of a known type."""
+        request_id: str | int | None = None
+        try:
+            if not payload:
+                raise BadFrame
+            if isinstance(error, UnicodeDecodeError):
+                raise BadJSON(f"not UTF-8: {error.reason} at byte {error.start}")
+            first = payload.lstrip(_WHITE_SPACE)[:1]
+            if first == b"{":
+                _check_grammar(payload)
+                request_id = _decode_identified(payload).request_id()
+                return self._classify_object(payload, error, request_id)
+            return self._classify_text(payload, first == b"[")
+        except ProtocolError as refusal:
+            return Refused(error=refusal, id=request_id)
+        except RecursionError:
+            return Refused(error=BadJSON(f"nested far deeper than {MAX_DEPTH} levels"))
+        except msgspec.DecodeError as malformed:
+            return Refused(error=BadJSON(str(malformed)))
+
+    def _classify_object(self, payload: bytes, error: Exception, request_id: str | int | None) -> Message:
+        try:
+            kind = _decode_typed(payload).type
+        except msgspec.ValidationError as wrong_type:
+            raise BadMessage(str(wrong_type)) from None
+        if kind in self._tags:
+            raise BadMessage(str(error))
+        if self._strict:
+            raise UnknownType(f"no such type: {kind:.64}" if kind else "no type")
+        return Custom(original=Raw(payload), id=request_id)
+
+    def _classify_text(self, payload: bytes, array: bool) -> Message:
+        if payload.startswith(b"\xef\xbb\xbf"):
+            raise BadJSON("a byte order mark")
+        try:
+            _check_grammar(payload)
+        except msgspec.DecodeError:
+            if array or self._strict:
+                raise
+            return Text(original=payload.decode())
+        if self._strict:
+            raise BadMessage("not an object")
+        return Text(original=Raw(payload))
+
+
+def _union(types: Sequence[type[Message]]) -> Any:
+    """The type that is any of `types`."""
+    union: Any = types[0]
+    for kind in types[1:]:
+        union = union | kind
+    return union

@@ -1,0 +1,105 @@
+"""Messages to payloads that any strict parser takes (docs/protocol.rst, section 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import force_setattr
+
+from tcpjson.core.errors import BadJSON
+from tcpjson.core.messages import (
+    Answer,
+    BroadcastSent,
+    EchoResponse,
+    Error,
+    Message,
+    Pong,
+    Relayed,
+    Response,
+    ServerStats,
+    TextEcho,
+    Welcome,
+)
+from tcpjson.core.values import MAX_DEPTH, check_value
+
+encode = msgspec.json.Encoder().encode
+
+QUOTE = ord('"')
+
+# The field of an answer that holds JSON text of a client, unread. It is the first, so that its place in
+# the payload is known.
+_RAW_FIELDS: dict[type[Answer], str] = {
+    Pong: "ping_timestamp",
+    EchoResponse: "content",
+    Relayed: "content",
+    Response: "original_message",
+    TextEcho: "original_text",
+}
+
+#: The answers that need no check but one: if the byte at this place of the payload is no quote, there is a
+#: client's value that is no string, and `check_raw` looks at it. (At 1 there is always a quote.)
+RAW_OFFSETS: dict[type[Message], int] = {
+    **{kind: len(f'{{"type":"{kind.__struct_config__.tag}","{name}":') for kind, name in _RAW_FIELDS.items()},
+    **dict.fromkeys((BroadcastSent, Error, ServerStats, Welcome), 1),
+}
+
+
+def check_raw(answer: Message) -> None:
+    """Check the client's value in an answer. Raises `BadJSON` when it must not be relayed."""
+    value = getattr(answer, _RAW_FIELDS[type(answer)])  # type: ignore[index]  # RAW_OFFSETS led here
+    check_value(bytes(value))
+
+
+def encode_message(message: Message | dict[str, Any], timestamp: str, request_id: Any = UNSET) -> bytes:
+    """
+    The payload of any message, stamped with `timestamp` unless it has one, with the `id` of the request
+    that it answers and no other.
+
+    Raises:
+        TypeError, ValueError, RecursionError: it cannot be written as JSON that any parser takes.
+        BadJSON: it holds a client's value that must not be relayed.
+    """
+    if request_id is None:
+        request_id = UNSET
+    if isinstance(message, dict):
+        fields = {"timestamp": timestamp, **message}
+        if request_id is not UNSET:
+            fields["id"] = request_id
+        payload = encode(fields)
+        _check_own(payload)
+        return payload
+    # The message may be a request that is sent on, or an answer given again and again, frozen or not.
+    message_id = message.id
+    force_setattr(message, "id", request_id)
+    try:
+        if (offset := RAW_OFFSETS.get(type(message))) is None:
+            return _encode_stamped(message, timestamp)
+        assert isinstance(message, Answer)
+        message.timestamp = timestamp
+        payload = encode(message)
+        if payload[offset] != QUOTE:
+            check_raw(message)
+        return payload
+    finally:
+        force_setattr(message, "id", message_id)
+
+
+def _encode_stamped(message: Message, timestamp: str) -> bytes:
+    config = message.__struct_config__
+    if config.tag is None or config.array_like:
+        raise TypeError(f"{type(message).__name__} is no object with a type: give its class a tag")
+    payload = encode(message)
+    if getattr(message, "timestamp", UNSET) is UNSET:
+        payload = b'%b,"timestamp":"%b"}' % (payload[:-1], timestamp.encode())
+    _check_own(payload)
+    return payload
+
+
+def _check_own(payload: bytes) -> None:
+    """Check what the application made. A value of 64 levels may stand in it."""
+    try:
+        check_value(payload, MAX_DEPTH + 1)
+    except BadJSON as error:
+        raise ValueError(f"cannot be sent: {error}") from None

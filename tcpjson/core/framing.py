@@ -1,0 +1,131 @@
+"""Frames: a payload behind its length in 4 bytes, big-endian (docs/protocol.rst, section 1)."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+_LENGTH = Struct(">I")
+_pack = _LENGTH.pack
+_unpack_from = _LENGTH.unpack_from
+
+#: Bytes of the length in front of every payload.
+PREFIX_LENGTH = _LENGTH.size
+
+
+class FrameTooLong(Exception):
+    """A frame announces more than is taken: `length` bytes of payload."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(f"a frame of {length} bytes")
+        self.length = length
+
+
+def frame(payload: bytes) -> bytes:
+    """The payload behind its length. Raises `struct.error` from 4 GiB on."""
+    return _pack(len(payload)) + payload
+
+
+def frame_boundary(data: bytes, offset: int) -> int:
+    """The end of the frame in `data`, a run of whole frames, that `offset` lies in; `offset` at a start."""
+    end = 0
+    while end < offset:
+        end += PREFIX_LENGTH + int(_unpack_from(data, end)[0])
+    return end
+
+
+class FrameReader:
+    """
+    Takes bytes as they come and gives payloads, at a cost that is linear however the bytes are cut.
+
+    It keeps what was fed and not taken: at most one frame and one read when the caller takes all it can.
+    """
+
+    __slots__ = ("_data", "_needed", "_position", "begun", "ready")
+
+    def __init__(self) -> None:
+        # Whole reads stay the `bytes` they came as; only what waits for more becomes a bytearray, which
+        # grows without being copied at every read.
+        self._data: bytes | bytearray = b""
+        self._position = 0
+        self._needed = PREFIX_LENGTH
+        #: Whether bytes are held that were not taken.
+        self.begun = False
+        #: Whether `take` may have something to give.
+        self.ready = False
+
+    def feed(self, data: bytes) -> None:
+        """Add what was received."""
+        if not data:
+            return
+        self.begun = self.ready = True
+        if not self._data:
+            self._data = data
+            return
+        if type(self._data) is bytes or self._position:
+            self._data = bytearray(memoryview(self._data)[self._position :])
+            self._position = 0
+        self._data += data
+
+    def take(self, count: int, max_length: int) -> list[bytes]:
+        """
+        The next payloads, at most `count`; an empty list when no frame is complete.
+
+        Raises:
+            FrameTooLong: the next frame announces more than `max_length` bytes. Feed no more.
+        """
+        data = self._data
+        position = self._position
+        size = len(data)
+        payloads: list[bytes] = []
+        if size - position < self._needed:
+            self.ready = False
+            return payloads
+        needed = PREFIX_LENGTH
+        append = payloads.append
+        for _ in range(count):
+            start = position + 4
+            if start > size:
+                self.ready = False
+                break
+            (length,) = _unpack_from(data, position)
+            if length > max_length:
+                if payloads:
+                    break
+                raise FrameTooLong(length)
+            end = start + length
+            if end > size:
+                needed += length
+                self.ready = False
+                break
+            append(data[start:end])  # type: ignore[arg-type]  # a bytearray's are made bytes below
+            position = end
+        self._needed = needed
+        if position == size:
+            self._data = b""
+            self._position = 0
+            self.begun = self.ready = False
+        else:
+            self._position = position
+        if type(data) is bytearray:
+            return [bytes(payload) for payload in payloads]
+        return payloads
+
+    def untake(self, payloads: list[bytes]) -> None:
+        """Put back the last payloads that `take` gave, to be taken again."""
+        rest = self._data[self._position :]
+        self._data = b"".join(map(frame, payloads)) + rest
+        self._position = 0
+        self._needed = PREFIX_LENGTH
+        self.begun = self.ready = True
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._data = b""
+        self._position = 0
+        self._needed = PREFIX_LENGTH
+        self.begun = self.ready = False
+
+    @property
+    def announced(self) -> int:
+        """The payload length of the frame that waits for more, 0 while its own length is not complete."""
+        return self._needed - PREFIX_LENGTH

@@ -1,0 +1,262 @@
+"""JSON frames on a Twisted transport: reading in turns, writing through the outbox, ending in order."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.basic import Int32StringReceiver, StringTooLongError
+from zope.interface import implementer
+
+from tcpjson.core.framing import FrameReader, FrameTooLong, frame
+from tcpjson.core.limits import CLOSE_TIMEOUT
+from tcpjson.outbox import Outbox, descriptor_of, is_encrypted
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.python.failure import Failure
+
+# Frames taken at once, and in one turn of the reactor: what one peer sends holds up the others no longer.
+_BATCH = 128
+_TURN = 512
+
+
+class Hold(IntFlag):
+    """Why a peer's frames are not handled."""
+
+    #: `pauseProducing` was called.
+    PAUSED = 1
+    #: It had its share of this turn of the reactor.
+    TURN = 2
+    #: Its answers wait (docs/protocol.rst, section 10).
+    ANSWERS = 4
+    #: Its unfinished handlers are at their bound.
+    HANDLERS = 8
+    #: `close` was called in the midst of a turn, at the end of which the connection ends.
+    CLOSING = 16
+    #: The connection ends.
+    ENDING = 32
+
+
+# IntFlag arithmetic in Python is slow; on the hot path a hold is a plain number.
+_ENDING = int(Hold.ENDING)
+
+
+@implementer(IHalfCloseableProtocol)
+class TCPJSONProtocol(Int32StringReceiver):
+    """
+    An `Int32StringReceiver` whose cost is linear however the bytes are cut, that handles a bounded
+    number of frames in a turn of the reactor, counts what waits to be sent, and ends a connection so
+    that its last message arrives.
+
+    Override `stringReceived`, or `framesReceived` to take frames many at a time.
+
+    Args:
+        clock: calls later; the reactor.
+    """
+
+    MAX_LENGTH = 1024 * 1024
+
+    # What it offers beside ITransport depends on whether it is a socket, TLS, a proxy's or in memory.
+    transport: Any
+
+    # In the class until they are needed: a connection that is idle is small.
+    _holds = 0
+    _releasing = 0
+    _release_call: IDelayedCall | None = None
+    _abort_call: IDelayedCall | None = None
+    _working = False
+    _input_ended = False
+    _shut = False
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._reader = FrameReader()
+
+    def connectionMade(self) -> None:
+        self._outbox = Outbox(self.transport, self)
+
+    # Receiving.
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what was received. Frames are handled at once, or when nothing holds them any more."""
+        if self._holds & _ENDING:
+            return
+        self._reader.feed(data)
+        if not (self._holds or self._working):
+            self._work()
+
+    def _work(self) -> None:
+        """Handle frames until none is complete, something holds them, or the turn is over."""
+        handled = 0
+        reader = self._reader
+        self._working = True
+        try:
+            while reader.ready and not self._holds:
+                payloads = reader.take(_BATCH, self.MAX_LENGTH)
+                if not payloads:
+                    break
+                done = self.framesReceived(payloads)
+                if done < len(payloads) and not self._holds & _ENDING:
+                    reader.untake(payloads[done:])
+                handled += done
+                if handled >= _TURN and not self._holds:
+                    self.hold(Hold.TURN)
+                    self.release(Hold.TURN)
+        except FrameTooLong as error:
+            reader.clear()
+            self.lengthLimitExceeded(error.length)
+        finally:
+            self._working = False
+        if self._holds and not self._holds & _ENDING:
+            self.transport.pauseProducing()
+        self.turnEnded(handled)
+
+    def framesReceived(self, payloads: list[bytes]) -> int:
+        """Handle payloads in order; returns how many were, fewer when something holds the rest."""
+        for handled, payload in enumerate(payloads, 1):
+            self.stringReceived(payload)
+            if self._holds:
+                return handled
+        return len(payloads)
+
+    def turnEnded(self, handled: int) -> None:
+        """All frames that can be handled now were: `handled` of them."""
+
+    def lengthLimitExceeded(self, length: int) -> None:
+        """A frame announces `length` bytes, more than `MAX_LENGTH`. Nothing of it is kept."""
+        self.end()
+
+    # Pausing.
+
+    @property
+    def paused(self) -> bool:  # type: ignore[override]  # an attribute there, which we alone set
+        """Whether frames wait to be handled, for whatever reason."""
+        return bool(self._holds)
+
+    def hold(self, reason: Hold) -> None:
+        """Handle no frames until `release`."""
+        held = self._holds
+        self._holds = held | reason
+        if not (held or self._working):
+            self.transport.pauseProducing()
+
+    def release(self, reason: Hold) -> None:
+        """Handle frames again, from the next turn of the reactor, if nothing else holds them."""
+        if self._holds & reason:
+            self._releasing |= reason
+            if self._release_call is None:
+                self._release_call = self._clock.callLater(0, self._release)
+
+    def _release(self) -> None:
+        self._release_call = None
+        self._holds &= ~self._releasing
+        self._releasing = 0
+        self._resume()
+
+    def _resume(self) -> None:
+        if not (self._holds or self._working):
+            self.transport.resumeProducing()
+            self._work()
+
+    def pauseProducing(self) -> None:
+        """Handle no frames, and read nothing, until `resumeProducing`."""
+        self.hold(Hold.PAUSED)
+
+    def resumeProducing(self) -> None:
+        """Handle what was received meanwhile, at once, and read on."""
+        if self._holds & Hold.PAUSED:
+            self._holds &= ~Hold.PAUSED
+            self._resume()
+
+    def stopProducing(self) -> None:
+        """Handle nothing more."""
+        self._holds |= Hold.PAUSED
+        self.transport.stopProducing()
+
+    # Sending.
+
+    def sendString(self, string: bytes) -> None:
+        """
+        Send a payload, behind its length.
+
+        Raises:
+            StringTooLongError: the payload is 4 GiB long or longer.
+        """
+        if len(string) >= 1 << 32:
+            raise StringTooLongError(f"{len(string)} bytes do not fit a 4-byte length")
+        self._outbox.write(frame(string))
+
+    def outboxWaits(self) -> None:
+        """Bytes begin to wait for the peer."""
+
+    def outboxDrained(self) -> None:
+        """Bytes that waited for the peer have left."""
+        if self._holds & _ENDING and not self._outbox.waiting:
+            self._shut_down()
+
+    # The end.
+
+    def end(self, last: bytes = b"") -> None:
+        """
+        Handle nothing more; send what waits, then the frames `last`, then close the sending side and
+        discard what arrives. After 2 seconds the connection is aborted, whatever the peer does
+        (docs/protocol.rst, section 9).
+        """
+        if self._holds & _ENDING:
+            return
+        held = self._holds
+        self._holds = _ENDING
+        self._reader.clear()
+        self._abort_call = self._clock.callLater(CLOSE_TIMEOUT, self._abort)
+        if held and not self._working:
+            self.transport.resumeProducing()
+        if last:
+            self._outbox.push(last)
+        self._outbox.flush()
+        if not self._outbox.waiting:
+            self._shut_down()
+
+    def _abort(self) -> None:
+        self._abort_call = None
+        self.transport.abortConnection()
+
+    def _shut_down(self) -> None:
+        """Close the sending side: all is sent."""
+        if self._shut:
+            return
+        self._shut = True
+        transport = self.transport
+        self._outbox.close()
+        descriptor = descriptor_of(transport)
+        if self._input_ended or descriptor is None or is_encrypted(transport):
+            transport.loseConnection()
+        else:
+            # Closing a socket with unread bytes resets the connection, and the reset overtakes what was
+            # sent: close one side, and read on until the peer closes the other.
+            descriptor.loseWriteConnection()
+
+    def readConnectionLost(self) -> None:
+        """The peer closed its sending side."""
+        self._input_ended = True
+        if self._shut:
+            self.transport.loseConnection()
+        elif not self._holds & _ENDING:
+            self.inputEnded()
+
+    def writeConnectionLost(self) -> None:
+        """Our sending side is closed."""
+
+    def inputEnded(self) -> None:
+        """The peer sends no more, but may still read."""
+        self.end()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._holds |= _ENDING
+        self._reader.clear()
+        for call in (self._abort_call, self._release_call):
+            if call is not None:
+                call.cancel()
+        self._abort_call = self._release_call = None

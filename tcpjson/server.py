@@ -1,0 +1,704 @@
+"""The server: its clients, their messages through the router, broadcasts, statistics."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from struct import Struct
+from typing import TYPE_CHECKING, Any
+
+from msgspec import UNSET
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.protocol import ServerFactory, connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.internet.tcp import Connection as TCPConnection
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from tcpjson import classic
+from tcpjson._version import __version__
+from tcpjson.core import errors
+from tcpjson.core.codec import Codec
+from tcpjson.core.encoding import QUOTE, RAW_OFFSETS, check_raw, encode, encode_message
+from tcpjson.core.errors import FrameTimeout, HandlerTimeout, Internal, ProtocolError, SlowConsumer, TooLarge
+from tcpjson.core.framing import frame
+from tcpjson.core.limits import HIGH_WATER, Limits
+from tcpjson.core.messages import Error, Message, ServerStats, Welcome
+from tcpjson.core.ordering import AnswerOrder, Slot
+from tcpjson.core.session import Event, State, advance
+from tcpjson.core.stats import SAMPLE_INTERVAL, Stats
+from tcpjson.deadlines import Deadlines
+from tcpjson.handlers import Recipients, Router
+from tcpjson.outbox import descriptor_of
+from tcpjson.protocol import Hold, TCPJSONProtocol
+from tcpjson.proxied import IProxyListener, ProxiedProtocol
+from tcpjson.timestamps import Timestamps
+
+if TYPE_CHECKING:
+    from twisted.internet.abstract import FileDescriptor
+    from twisted.internet.interfaces import IAddress, IReactorTime
+
+log = Logger()
+
+# Answers waiting below which a peer's requests are handled again.
+_LOW_WATER = HIGH_WATER // 2
+# Looks at a peer that takes nothing, in one write_timeout.
+_LOOKS = 4
+
+_pack = Struct(">I").pack
+
+# Arithmetic of IntFlag is slow; on the hot path a hold is a plain number.
+_CLOSING = int(Hold.CLOSING)
+_OPEN = State.OPEN
+# What `id` is in a request without one.
+_NO_ID = (UNSET, None)
+
+
+def client_id_of(peer: IAddress) -> str:
+    """The `client_id` of an address (docs/protocol.rst, section 2)."""
+    if isinstance(peer, IPv4Address):
+        return f"{peer.host}:{peer.port}"
+    if isinstance(peer, IPv6Address):
+        return f"[{peer.host}]:{peer.port}"
+    return str(peer)
+
+
+async def _as_coroutine(answer: Awaitable[Any]) -> Any:
+    return await answer
+
+
+class Turn:
+    """What the frames of one connection lead to, until it is sent."""
+
+    __slots__ = ("answers", "burst", "burst_size", "connection", "dirty", "timestamp")
+
+    connection: Connection
+    timestamp: str
+
+    def __init__(self) -> None:
+        #: Frames for the connection itself.
+        self.answers: list[bytes] = []
+        #: Frames for all others.
+        self.burst: list[bytes] = []
+        self.burst_size = 0
+        #: Connections to which something was sent, and that were not flushed.
+        self.dirty: dict[Connection, None] = {}
+
+
+@implementer(IHandshakeListener, IProxyListener)
+class Connection(TCPJSONProtocol):
+    """One client: a `tcpjson.handlers.Session`, made by `TCPJSONServerFactory`."""
+
+    factory: TCPJSONServerFactory
+    client_id = ""
+    user: str | None = None
+    state: Any = None
+
+    _state = State.OPEN
+    # The code of section 9 that says why the connection ends.
+    _reason = ""
+    _order: AnswerOrder | None = None
+    _running: dict[Slot, tuple[Deferred[Any], Message]] | None = None
+    _frame_since = 0.0
+    _progress: tuple[int, int] | None = None
+    _progress_since = 0.0
+    bytes_in = 0
+    messages_in = 0
+    messages_out = 0
+
+    # The beginning.
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        factory = self.factory
+        self.MAX_LENGTH = factory.limits.max_length
+        self._opened = self._clock.seconds()
+        factory.stats.connections += 1
+        factory.configure(descriptor_of(self.transport))
+        if isinstance(self.transport, (TLSMemoryBIOProtocol, ProxiedProtocol)):
+            factory.frame_deadlines.set(self, self._opened + factory.limits.frame_timeout)
+        else:
+            self._identified()
+
+    def handshakeCompleted(self) -> None:
+        """The TLS handshake is done."""
+        self._identified()
+
+    def proxyHeaderReceived(self) -> None:
+        """The PROXY header has come."""
+        if self._state is State.OPEN:
+            self._identified()
+
+    def _identified(self) -> None:
+        """The peer's address is known: welcome it."""
+        factory = self.factory
+        factory.frame_deadlines.clear(self)
+        self._state = advance(self._state, Event.IDENTIFIED)
+        peer = self.transport.getPeer()
+        self.client_id = (
+            f"unix:{factory.stats.connections}" if isinstance(peer, UNIXAddress) else client_id_of(peer)
+        )
+        factory.join(self)
+        self._send_now([frame(factory.welcome(self.client_id))])
+
+    # Receiving.
+
+    def dataReceived(self, data: bytes) -> None:
+        size = len(data)
+        self.bytes_in += size
+        self.factory.stats.bytes_in += size
+        if self._state is _OPEN:
+            # The client's first bytes came together with the PROXY header.
+            self._identified()
+        super().dataReceived(data)
+
+    def stringReceived(self, string: bytes) -> None:
+        """Handle one payload."""
+        self.framesReceived([string])
+
+    def framesReceived(self, payloads: list[bytes]) -> int:
+        factory = self.factory
+        outer = factory.turn
+        if outer is None:
+            turn = factory.usual_turn
+        else:
+            # In the midst of another connection's turn: a handler there made this one go on.
+            factory.commit(outer)
+            turn = Turn()
+        factory.turn = turn
+        turn.connection = self
+        turn.timestamp = factory.timestamps.now()
+        try:
+            handled = self._handle(payloads, turn)
+        finally:
+            factory.turn = outer
+            if turn.burst or turn.dirty:
+                factory.commit(turn)
+            if turn.answers:
+                self._send_now(turn.answers)
+                turn.answers.clear()
+        if self._outbox.answers or self._order is not None:
+            self._limit_answers()
+        if self._holds & _CLOSING:
+            self._finish(errors.CLOSED_BY_HANDLER)
+        return handled
+
+    def _handle(self, payloads: list[bytes], turn: Turn) -> int:
+        """Handle payloads in order until something holds the rest; returns how many were handled."""
+        factory = self.factory
+        handlers = factory.handlers
+        stats = factory.stats
+        kinds = stats.kinds
+        answers = turn.answers
+        timestamp = turn.timestamp
+        order = self._order
+        # What may be gathered before the socket is tried.
+        room = HIGH_WATER - self._outbox.answers
+        handled = 0
+        for message in factory.codec.decode(payloads):
+            handled += 1
+            kind = type(message)
+            kinds[kind] += 1
+            try:
+                answer = handlers[kind](self, message)
+                if (offset := RAW_OFFSETS.get(type(answer))) is not None:
+                    # `encode_message`, for the answers that are sent most.
+                    answer.timestamp = timestamp
+                    if (request_id := message.id) is UNSET or request_id is None:
+                        data = encode(answer)
+                    else:
+                        answer.id = request_id
+                        data = encode(answer)
+                        # The handler may return it again, to a request without.
+                        answer.id = UNSET
+                    if data[offset] != QUOTE:
+                        check_raw(answer)
+                    data = _pack(len(data)) + data
+                else:
+                    count = len(answers)
+                    data = self._answer(answer, message)
+                    room -= sum(map(len, answers[count:]))
+                    order = self._order
+            except Exception as error:
+                data = self._refusal(error, message)
+            if data and order is not None and message.id in _NO_ID and order.queue(data):
+                self._limit_answers()
+            elif data:
+                answers.append(data)
+                room -= len(data)
+                if room < 0:
+                    self._send_now(answers)
+                    answers.clear()
+                    self._limit_answers()
+                    room = HIGH_WATER - self._outbox.answers
+            if self._holds:
+                break
+        self.messages_in += handled
+        stats.messages_in += handled
+        return handled
+
+    def turnEnded(self, handled: int) -> None:
+        """Watch over a frame that has begun; not while it is we who do not read (section 1)."""
+        reader = self._reader
+        if self._holds or not reader.begun:
+            if self._frame_since:
+                self._frame_since = 0.0
+                self.factory.frame_deadlines.clear(self)
+            return
+        if handled or not self._frame_since:
+            self._frame_since = self._clock.seconds()
+        factory = self.factory
+        factory.frame_deadlines.set(
+            self, self._frame_since + factory.limits.frame_allowance(reader.announced)
+        )
+
+    def lengthLimitExceeded(self, length: int) -> None:
+        self.fail(TooLarge(f"a frame of {length} bytes is longer than max_length, {self.MAX_LENGTH} bytes"))
+
+    def frame_expired(self) -> None:
+        """A frame, or what comes before `welcome`, was not complete in time."""
+        if self._state is State.OPEN:
+            self.transport.abortConnection()
+        else:
+            self.fail(FrameTimeout())
+
+    # Answering.
+
+    def _answer(self, answer: object, message: Message) -> bytes:
+        """The frame of what a handler returned; empty when there is none, or none yet."""
+        if answer is None:
+            return b""
+        if isinstance(answer, (Message, dict)):
+            return frame(encode_message(answer, self.timestamp, message.id))
+        if isinstance(answer, Awaitable):
+            self._await(answer, message)
+            return b""
+        raise TypeError(f"a handler returned a {type(answer).__name__}, not a message, a dict or None")
+
+    def _refusal(self, error: Exception, message: Message) -> bytes:
+        """The error frame for a message that could not be handled; empty when it ends the connection."""
+        if not isinstance(error, ProtocolError):
+            log.failure(
+                "handler of {kind} failed for {client}", kind=type(message).__name__, client=self.client_id
+            )
+            error = Internal()
+        if error.fatal:
+            self.fail(error)
+            return b""
+        return self._error_frame(error, message.id)
+
+    def _error_frame(self, error: ProtocolError, request_id: Any = UNSET) -> bytes:
+        self.factory.stats.errors[error.code] += 1
+        answer = Error(
+            code=error.code,
+            message=str(error),
+            fatal=error.fatal,
+            retry_after=UNSET if error.retry_after is None else error.retry_after,
+        )
+        return frame(encode_message(answer, self.timestamp, request_id))
+
+    def _await(self, answer: Awaitable[Any], message: Message) -> None:
+        """Have the frame of an answer that is to come sent when it is there, in its order."""
+        if self._order is None:
+            self._order = AnswerOrder()
+        if self._running is None:
+            self._running = {}
+        slot = self._order.reserve(ordered=message.id in _NO_ID)
+        deferred = answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(_as_coroutine(answer))
+        self._running[slot] = deferred, message
+        limits = self.factory.limits
+        self.factory.handler_deadlines.set((self, slot), self._clock.seconds() + limits.handler_timeout)
+        if len(self._running) >= limits.max_handlers:
+            self.hold(Hold.HANDLERS)
+        deferred.addBoth(self._answered, slot)
+
+    def _answered(self, result: object, slot: Slot) -> None:
+        running = self._running
+        if running is None or slot not in running:
+            # It took too long, or the client is gone; what it still came to matters to nobody.
+            if isinstance(result, Failure) and not result.check(CancelledError):
+                log.failure("handler failed for {client}, who is gone", result, client=self.client_id)
+            return
+        _, message = running[slot]
+        try:
+            if isinstance(result, Failure):
+                result.raiseException()
+            if isinstance(result, Awaitable):
+                raise TypeError("a handler's answer is something to await once more")
+            data = self._answer(result, message)
+        except Exception as error:
+            data = self._refusal(error, message)
+        self._settle(slot, data)
+
+    def handler_expired(self, slot: Slot) -> None:
+        """A handler took too long."""
+        assert self._running is not None
+        deferred, message = self._running[slot]
+        self._settle(slot, self._refusal(HandlerTimeout(), message))
+        deferred.cancel()
+
+    def _settle(self, slot: Slot, data: bytes) -> None:
+        """An unfinished handler is finished."""
+        if self._running is None or self._order is None or self._running.pop(slot, None) is None:
+            return
+        self.factory.handler_deadlines.clear((self, slot))
+        frames = self._order.settle(slot, data)
+        if not self._order.unsettled:
+            self._order = None
+        turn = self.factory.turn
+        if turn is not None and turn.connection is self:
+            turn.answers.extend(frames)
+        else:
+            self._send_now(frames)
+        self._make_room()
+
+    def _send_now(self, frames: list[bytes]) -> None:
+        """Send answers to this client itself."""
+        count = len(frames)
+        data = frames[0] if count == 1 else b"".join(frames)
+        self._count_out(count, len(data))
+        self._outbox.write(data, True)
+
+    def _count_out(self, messages: int, size: int) -> None:
+        self.messages_out += messages
+        stats = self.factory.stats
+        stats.messages_out += messages
+        stats.bytes_out += size
+
+    def _answers_waiting(self) -> int:
+        return self._outbox.answers + (self._order.held if self._order is not None else 0)
+
+    def _limit_answers(self) -> None:
+        """Handle no further requests while their answers wait (section 10)."""
+        if self._answers_waiting() > HIGH_WATER and not self._holds & Hold.ENDING:
+            self.hold(Hold.ANSWERS)
+
+    def _make_room(self) -> None:
+        """Handle requests again where there is room, close where there is nothing left to do."""
+        holds = self._holds
+        running = self._running or ()
+        if holds & Hold.ANSWERS and self._answers_waiting() <= _LOW_WATER:
+            self.release(Hold.ANSWERS)
+        if holds & Hold.HANDLERS and len(running) < self.factory.limits.max_handlers:
+            self.release(Hold.HANDLERS)
+        if self._input_ended and not running and not self._outbox.waiting:
+            self._finish(errors.CLIENT_CLOSED)
+
+    def outboxDrained(self) -> None:
+        super().outboxDrained()
+        if not self._outbox.waiting:
+            self.factory.write_deadlines.clear(self)
+        self._make_room()
+
+    def outboxWaits(self) -> None:
+        self._progress = None
+        self.factory.write_deadlines.set(
+            self, self._clock.seconds() + self.factory.limits.write_timeout / _LOOKS
+        )
+
+    def look_at_progress(self) -> None:
+        """Something waits for the client: see whether it takes any of it (section 9, `slow_consumer`)."""
+        if self._holds & Hold.ENDING or not self._outbox.waiting:
+            return
+        factory = self.factory
+        timeout = factory.limits.write_timeout
+        now = self._clock.seconds()
+        progress = self._outbox.progress()
+        # Every deadline stands still while it is we who do not read (section 1).
+        if progress != self._progress or self._holds:
+            self._progress = progress
+            self._progress_since = now
+        elif now - self._progress_since >= timeout:
+            self.fail(SlowConsumer(f"nothing was taken for {timeout:g} seconds"))
+            return
+        factory.write_deadlines.set(self, now + timeout / _LOOKS)
+
+    # What handlers call.
+
+    @property
+    def timestamp(self) -> str:
+        factory = self.factory
+        return factory.timestamps.now() if factory.turn is None else factory.turn.timestamp
+
+    def server_stats(self) -> ServerStats:
+        return self.factory.server_stats()
+
+    def send(self, message: Message | dict[str, Any]) -> None:
+        data = frame(encode_message(message, self.timestamp))
+        factory = self.factory
+        turn = factory.turn
+        if turn is not None and turn.connection is self:
+            turn.answers.append(data)
+            return
+        if turn is not None:
+            # It must not overtake a broadcast of the same turn.
+            factory.commit(turn)
+        if self.has_room(len(data)):
+            self._count_out(1, len(data))
+            if turn is None:
+                self._outbox.write(data)
+            else:
+                self._outbox.push(data)
+                turn.dirty[self] = None
+
+    def broadcast(self, message: Message | dict[str, Any]) -> Recipients:
+        return Recipients(self.factory.broadcast(self, frame(encode_message(message, self.timestamp))))
+
+    def close(self) -> None:
+        turn = self.factory.turn
+        if turn is not None and turn.connection is self:
+            self.hold(Hold.CLOSING)
+        else:
+            self._finish(errors.CLOSED_BY_HANDLER)
+
+    def has_room(self, size: int) -> bool:
+        """
+        Whether `size` bytes more may wait for the client; the socket is tried before the queue is called
+        full, and the connection ends when it is. What is longer than the queue has room when nothing waits.
+        """
+        outbox = self._outbox
+        if outbox.waiting and outbox.waiting + size > self.factory.limits.max_queue:
+            outbox.flush()
+            if outbox.waiting and outbox.waiting + size > self.factory.limits.max_queue:
+                self.fail(SlowConsumer("the queue of messages to it is full"))
+                return False
+        return not self._holds & Hold.ENDING
+
+    # The end.
+
+    def fail(self, error: ProtocolError) -> None:
+        """End the connection with a fatal error (section 9)."""
+        if self._holds & Hold.ENDING:
+            return
+        if isinstance(error, SlowConsumer):
+            self._outbox.drop_unbegun()
+        self._finish(error.code, self._error_frame(error))
+
+    def _finish(self, reason: str, last: bytes = b"") -> None:
+        """Send the answers already made, then `last`, then close."""
+        if self._holds & Hold.ENDING:
+            return
+        factory = self.factory
+        self._reason = self._reason or reason
+        self._state = advance(self._state, Event.ENDED)
+        factory.leave(self)
+        turn = factory.turn
+        if turn is not None and turn.connection is self:
+            factory.commit(turn)
+            self._send_now(turn.answers)
+            turn.answers.clear()
+        if self._order is not None:
+            self._send_now(self._order.give_up())
+        if last:
+            self._count_out(1, len(last))
+        self.end(last)
+        self._cancel_running()
+
+    def _cancel_running(self) -> None:
+        running, self._running = self._running, None
+        for slot, (deferred, _) in (running or {}).items():
+            self.factory.handler_deadlines.clear((self, slot))
+            deferred.cancel()
+
+    def inputEnded(self) -> None:
+        """The client sends no more; it gets its answers, and no broadcasts."""
+        self._reason = errors.CLIENT_CLOSED
+        self.factory.frame_deadlines.clear(self)
+        self.factory.leave(self)
+        self._make_room()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        factory = self.factory
+        if not self._reason:
+            if self._state is State.OPEN:
+                self._reason = errors.HANDSHAKE_FAILED
+            elif reason.check(ConnectionDone):
+                self._reason = errors.CLIENT_CLOSED
+            else:
+                self._reason = errors.CONNECTION_LOST
+        self._state = advance(self._state, Event.LOST)
+        factory.leave(self)
+        factory.frame_deadlines.clear(self)
+        factory.write_deadlines.clear(self)
+        super().connectionLost(reason)
+        self._cancel_running()
+        factory.stats.disconnects[self._reason] += 1
+        log.info(
+            "disconnected {client} reason={reason} seconds={seconds:.3f} messages_in={messages_in}"
+            " messages_out={messages_out} bytes_in={bytes_in} bytes_out={bytes_out}",
+            client=self.client_id or client_id_of(self.transport.getPeer()),
+            reason=self._reason,
+            seconds=self._clock.seconds() - self._opened,
+            messages_in=self.messages_in,
+            messages_out=self.messages_out,
+            bytes_in=self.bytes_in,
+            bytes_out=self._outbox.taken,
+        )
+
+
+class TCPJSONServerFactory(ServerFactory):
+    """
+    The shared state of a server: its clients, its limits, its router, its statistics.
+
+    Args:
+        clock: the reactor; its `seconds` must be steady.
+        limits: what a client may do.
+        routers: the application's handlers; they may take over classic types.
+        strict: refuse plain text and types that nobody handles.
+        wall: tells the time of day in seconds since 1970.
+        send_buffer, receive_buffer: bytes of the sockets' buffers; the system's when None.
+
+    Raises:
+        ValueError, TypeError: the routers handle a type twice, or a type that cannot be decoded.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        *,
+        limits: Limits | None = None,
+        routers: Sequence[Router] = (),
+        strict: bool = False,
+        wall: Callable[[], float] = time.time,
+        send_buffer: int | None = None,
+        receive_buffer: int | None = None,
+    ) -> None:
+        self.clock = clock
+        self.limits = limits or Limits()
+        self.handlers: dict[type[Message], Callable[[Any, Any], Any]] = classic.router.merged(
+            *routers
+        ).handlers
+        self.codec = Codec([kind for kind in self.handlers if kind.__struct_config__.tag], strict)
+        self.timestamps = Timestamps(wall)
+        self.clients: set[Connection] = set()
+        self.stats = Stats(clock.seconds(), self.handlers)
+        self.turn: Turn | None = None
+        self.usual_turn = Turn()
+        self.frame_deadlines = Deadlines[Connection](clock, Connection.frame_expired)
+        self.write_deadlines = Deadlines[Connection](clock, Connection.look_at_progress)
+        self.handler_deadlines = Deadlines[tuple[Connection, Slot]](
+            clock, lambda key: key[0].handler_expired(key[1])
+        )
+        self._start_time = self.timestamps.now()
+        self._buffers = ((socket.SO_SNDBUF, send_buffer), (socket.SO_RCVBUF, receive_buffer))
+        self._sampler = LoopingCall(self._sample)
+        self._sampler.clock = clock
+
+    def _sample(self) -> None:
+        self.stats.sample(self.clock.seconds())
+
+    def startFactory(self) -> None:
+        self._sampler.start(SAMPLE_INTERVAL, now=False)
+
+    def stopFactory(self) -> None:
+        self._sampler.stop()
+
+    def buildProtocol(self, addr: IAddress | None) -> Connection:  # type: ignore[override]  # no ProtocolFactory of Twisted's own
+        connection = Connection(self.clock)
+        connection.factory = self
+        return connection
+
+    def configure(self, descriptor: FileDescriptor | None) -> None:
+        """Set up the socket of a new connection."""
+        if not isinstance(descriptor, TCPConnection):
+            return
+        handle = descriptor.getHandle()
+        if handle.family != socket.AF_UNIX:
+            # Answers are written once a read: there is nothing for Nagle's algorithm to gather.
+            descriptor.setTcpNoDelay(True)
+            descriptor.setTcpKeepAlive(True)
+        for option, size in self._buffers:
+            if size is not None:
+                handle.setsockopt(socket.SOL_SOCKET, option, size)
+
+    def welcome(self, client_id: str) -> bytes:
+        """The payload of `welcome` (section 4)."""
+        welcome = Welcome(
+            client_id=client_id,
+            message="Welcome to the tcpjson server",
+            server=f"tcpjson/{__version__}",
+            max_length=self.limits.max_length,
+            limits=self.limits.announced(),
+        )
+        return encode_message(welcome, self.timestamps.now())
+
+    def join(self, connection: Connection) -> None:
+        """A client is there."""
+        self.clients.add(connection)
+        self.stats.peak_clients = max(self.stats.peak_clients, len(self.clients))
+        log.info(
+            "connected {client} clients={clients}", client=connection.client_id, clients=len(self.clients)
+        )
+
+    def leave(self, connection: Connection) -> None:
+        """A client is served no more."""
+        self.clients.discard(connection)
+
+    def broadcast(self, sender: Connection, data: bytes) -> int:
+        """Hand a frame to all clients but its sender; returns to how many."""
+        recipients = len(self.clients) - (sender in self.clients)
+        self.stats.broadcasts += 1
+        turn = self.turn
+        if turn is not None and turn.connection is sender:
+            turn.burst.append(data)
+            turn.burst_size += len(data)
+            # A quarter of a queue: a burst alone fills no queue whose socket takes something.
+            if turn.burst_size > self.limits.max_queue // 4:
+                self.commit(turn)
+        else:
+            if turn is not None:
+                self.commit(turn)
+            self._deliver(sender, data, 1)
+        return recipients
+
+    def commit(self, turn: Turn) -> None:
+        """Send what a turn has for others."""
+        if turn.burst:
+            data = turn.burst[0] if len(turn.burst) == 1 else b"".join(turn.burst)
+            count = len(turn.burst)
+            turn.burst.clear()
+            turn.burst_size = 0
+            self._deliver(turn.connection, data, count)
+        if turn.dirty:
+            for connection in turn.dirty:
+                connection._outbox.flush()
+            turn.dirty.clear()
+
+    def _deliver(self, sender: Connection, data: bytes, count: int) -> None:
+        """Send frames, `count` of them, to all clients but one."""
+        size = len(data)
+        deliveries = 0
+        # One that is found full leaves the set meanwhile.
+        for client in tuple(self.clients):
+            if client is sender:
+                continue
+            outbox = client._outbox
+            if outbox.waiting and not client.has_room(size):
+                continue
+            outbox.write(data)
+            client.messages_out += count
+            deliveries += count
+        stats = self.stats
+        stats.deliveries += deliveries
+        stats.messages_out += deliveries
+        stats.bytes_out += deliveries // count * size
+
+    def server_stats(self) -> ServerStats:
+        """The statistics (section 3)."""
+        now = self.clock.seconds()
+        return ServerStats(
+            connected_clients=len(self.clients),
+            uptime_seconds=int(now - self.stats.started),
+            total_messages=self.stats.messages_in,
+            server_start_time=self._start_time,
+            current_time=self.timestamps.now(),
+            details=self.stats.details(now),
+        )

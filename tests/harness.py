@@ -1,0 +1,542 @@
+"""A real `twistd tcpjson` in a process of its own, and peers that speak to it over blocking sockets.
+
+Nothing here waits without a bound: `TIMEOUT` is far above what anything takes, and reached only when it fails.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import trustme
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+import tcpjson
+from tcpjson.vectors import strict_json
+
+Message = dict[str, Any]
+
+TIMEOUT = 30.0
+
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+
+_TWISTD = "from twisted.scripts.twistd import run; run()"
+
+_LISTENING = re.compile(r"\] listening on (.*)$")
+
+
+def frame(payload: bytes) -> bytes:
+    """The payload behind its length."""
+    return struct.pack(">I", len(payload)) + payload
+
+
+def encode(message: object) -> bytes:
+    """The frame of a JSON value."""
+    return frame(json.dumps(message).encode())
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> Any:
+    """
+    Look again and again until a condition holds.
+
+    Returns:
+        What the condition returned at last.
+
+    Raises:
+        AssertionError: it did not hold in time.
+    """
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not in {timeout:g} seconds: {what}")
+        time.sleep(0.005)
+    return value
+
+
+def allow_files(count: int) -> None:
+    """See that this process may open so many files more; skip the test where the system forbids it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 200
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise SkipTest(f"no more than {hard} files may be open here")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@functools.cache
+def folder() -> Path:
+    """A folder for this process, removed at its end; its name is short, as those of Unix sockets must be."""
+    path = Path(tempfile.mkdtemp(prefix="tcpjson-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+class Certificates:
+    """A certificate authority, and a certificate of it for 127.0.0.1."""
+
+    def __init__(self) -> None:
+        self._authority = trustme.CA()
+        issued = self._authority.issue_cert("127.0.0.1", "localhost")
+        self.key = folder() / "key.pem"
+        self.certificate = folder() / "certificate.pem"
+        issued.private_key_pem.write_to_path(str(self.key))
+        issued.cert_chain_pems[0].write_to_path(str(self.certificate))
+        #: The endpoint of a server with this certificate.
+        self.port = f"ssl:0:interface=127.0.0.1:privateKey={self.key}:certKey={self.certificate}"
+
+    def context(self) -> ssl.SSLContext:
+        """What a client needs that trusts the authority, and nobody else."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._authority.configure_trust(context)
+        return context
+
+    @functools.cached_property
+    def client(self) -> ssl.SSLContext:
+        """One such context, to be used and not changed."""
+        return self.context()
+
+
+@functools.cache
+def certificates() -> Certificates:
+    """The certificates of this process."""
+    return Certificates()
+
+
+def command(*arguments: str, soft_files: int | None = None) -> tuple[list[str], dict[str, str]]:
+    """
+    How to run twistd with arguments: the command and its environment.
+
+    Args:
+        arguments: those of twistd.
+        soft_files: the soft limit of open files that it shall start with.
+    """
+    environment = dict(os.environ)
+    root = Path(tcpjson.__file__).resolve().parent.parent
+    # A bare checkout is on our path, perhaps by a relative name; an installed package needs no help.
+    if (root / "setup.cfg").exists():
+        others = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
+        environment["PYTHONPATH"] = os.pathsep.join([str(root), *others])
+    words = [sys.executable, "-c", _TWISTD, *arguments]
+    if soft_files is not None:
+        words = ["/bin/sh", "-c", f'ulimit -S -n {soft_files} && exec "$@"', "sh", *words]
+    return words, environment
+
+
+class Server:
+    """
+    A running `twistd -n tcpjson`, listening.
+
+    Args:
+        options: those of tcpjson.
+        ports: the values of `--port`; none of them leaves it to the default.
+        soft_files: the soft limit of open files that it starts with.
+
+    Raises:
+        AssertionError: it ended, or did not listen in time; the message holds what it printed.
+    """
+
+    def __init__(
+        self, *options: str, ports: Iterable[str] = (LOOPBACK,), soft_files: int | None = None
+    ) -> None:
+        given = [word for port in ports for word in ("--port", port)]
+        words, environment = command("-n", "--pidfile=", "tcpjson", *given, *options, soft_files=soft_files)
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self.process = subprocess.Popen(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            found = self.wait_for(_LISTENING.pattern, max(1, len(given) // 2))
+        except BaseException:
+            self.stop()
+            raise
+        #: Where it listens, in the order of `ports`.
+        self.addresses = [match[1] for match in found]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for line in output:
+                with self._changed:
+                    self._lines.append(line.rstrip("\n"))
+                    self._changed.notify_all()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def log(self) -> list[str]:
+        """The lines that it printed so far."""
+        with self._changed:
+            return list(self._lines)
+
+    def wait_for(self, pattern: str, count: int = 1, timeout: float = TIMEOUT) -> list[re.Match[str]]:
+        """
+        Wait until so many lines of the log match; returns the matches.
+
+        Raises:
+            AssertionError: they were not there in time, or the server ended before.
+        """
+        found: list[re.Match[str]] = []
+        looked = 0
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                for line in self._lines[looked:]:
+                    match = re.search(pattern, line)
+                    if match:
+                        found.append(match)
+                looked = len(self._lines)
+                left = deadline - time.monotonic()
+                if len(found) >= count:
+                    return found
+                if self._closed or left <= 0:
+                    ended = "the server ended" if self._closed else f"{timeout:g} seconds are over"
+                    text = "\n".join(self._lines[-60:])
+                    raise AssertionError(
+                        f"{ended}, and {len(found)} of {count} lines matched {pattern!r}:\n{text}"
+                    )
+                self._changed.wait(left)
+
+    def disconnects(self, client_id: str, timeout: float = TIMEOUT) -> dict[str, str]:
+        """Wait for the line that tells of a client's end; returns its figures by their names."""
+        [match] = self.wait_for(rf"\] disconnected {re.escape(client_id)} (.*)$", timeout=timeout)[:1]
+        return dict(part.split("=", 1) for part in match[1].split())
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the first endpoint."""
+        return self.tcp_address(0)
+
+    def tcp_address(self, index: int) -> tuple[str, int]:
+        """Host and port of an endpoint."""
+        host, _, port = self.addresses[index].rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def resident(self) -> int:
+        """
+        Its resident memory, in bytes.
+
+        Raises:
+            SkipTest: the system does not say.
+        """
+        try:
+            text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii", errors="replace")
+        except FileNotFoundError:
+            raise SkipTest("needs /proc") from None
+        match = re.search(r"^VmRSS:\s*(\d+) kB", text, re.MULTILINE)
+        assert match is not None
+        return int(match[1]) * 1024
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        """Wait until it has ended and all of its log is there; returns its status."""
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return status
+
+    def stop(self) -> int:
+        """End it, by force where it does not go; returns its status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return self.wait()
+
+
+@functools.cache
+def shared(*options: str, ports: tuple[str, ...] = (LOOPBACK,)) -> Server:
+    """The server with these options that the test cases of this process share."""
+    server = Server(*options, ports=ports)
+    atexit.register(server.stop)
+    return server
+
+
+class Ended(Exception):
+    """The server closed the connection where a frame was due. `reset`: by force, and not in order."""
+
+    def __init__(self, text: str, reset: bool) -> None:
+        super().__init__(text)
+        self.reset = reset
+
+
+class Peer:
+    """A client of raw frames on a connected socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.socket.settimeout(TIMEOUT)
+        self.buffer = bytearray()
+        self.welcome: Message = {}
+
+    @property
+    def client_id(self) -> str:
+        """What `welcome` called us."""
+        return str(self.welcome["client_id"])
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, all of them."""
+        self.socket.sendall(data)
+
+    def send(self, *messages: object) -> None:
+        """Send JSON values, a frame each, in one write."""
+        self.write(b"".join(map(encode, messages)))
+
+    def write_what_fits(self, data: bytes) -> int:
+        """Send until the sockets' buffers are full, or all is sent; returns how many bytes were."""
+        self.socket.setblocking(False)
+        sent = 0
+        try:
+            while sent < len(data):
+                sent += self.socket.send(memoryview(data)[sent : sent + 65536])
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            pass
+        finally:
+            self.socket.settimeout(TIMEOUT)
+        return sent
+
+    def fill(self) -> bool:
+        """
+        Read once what is there; False at the end.
+
+        Raises:
+            Ended: the connection was reset.
+        """
+        try:
+            data = self.socket.recv(262144)
+        except (ConnectionResetError, BrokenPipeError) as error:
+            raise Ended(f"{error} after {bytes(self.buffer[:200])!r}", True) from None
+        self.buffer += data
+        return bool(data)
+
+    def payload(self) -> bytes:
+        """
+        The next payload.
+
+        Raises:
+            Ended: the connection ended before it was complete.
+        """
+        buffer = self.buffer
+        while len(buffer) < 4 or len(buffer) < 4 + int.from_bytes(buffer[:4], "big"):
+            if not self.fill():
+                raise Ended(f"end after {bytes(buffer[:200])!r}", False)
+        end = 4 + int.from_bytes(buffer[:4], "big")
+        payload = bytes(buffer[4:end])
+        del buffer[:end]
+        return payload
+
+    def payloads(self, count: int) -> list[bytes]:
+        """The next payloads, so many."""
+        # Cutting the front off the buffer for each of many would take long.
+        found: list[bytes] = []
+        while len(found) < count:
+            buffer, position = self.buffer, 0
+            while len(found) < count and len(buffer) >= position + 4:
+                end = position + 4 + int.from_bytes(buffer[position : position + 4], "big")
+                if len(buffer) < end:
+                    break
+                found.append(bytes(buffer[position + 4 : end]))
+                position = end
+            del buffer[:position]
+            if len(found) < count and not self.fill():
+                raise Ended(f"end after {len(found)} of {count} frames", False)
+        return found
+
+    def receive(self) -> Message:
+        """The next message, which must be strict JSON and an object."""
+        payload = self.payload()
+        message = strict_json(payload)
+        if not isinstance(message, dict):
+            raise AssertionError(f"no message: {payload[:200]!r}")
+        return message
+
+    def ask(self, message: object) -> Message:
+        """Send a request and return the next message."""
+        self.send(message)
+        return self.receive()
+
+    def stats(self) -> Message:
+        """The server's statistics."""
+        return self.ask({"type": "get_stats"})
+
+    def rest(self) -> list[Message]:
+        """
+        All messages up to the end, which must come between two frames.
+
+        Raises:
+            Ended: it came within a frame, or as a reset.
+        """
+        messages: list[Message] = []
+        while True:
+            try:
+                messages.append(self.receive())
+            except Ended as ended:
+                if ended.reset or self.buffer:
+                    raise
+                return messages
+
+    def until_end(self) -> Iterator[Message]:
+        """All messages up to the end, be it a reset; what is left in `buffer` then was cut."""
+        while True:
+            try:
+                yield self.receive()
+            except Ended:
+                return
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Close the socket by force."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+class ServerTestCase(SynchronousTestCase):
+    """
+    Tests that share a server with others of the same options, or start their own.
+
+    What the server logged is part of each failure; a traceback there is one, too.
+    """
+
+    #: The options of the server that is shared.
+    options: tuple[str, ...] = ()
+    #: Speak TLS.
+    tls = False
+
+    def __init__(self, methodName: str = "runTest") -> None:
+        super().__init__(methodName)
+        self._servers: list[tuple[Server, int]] = []
+        method = getattr(self, methodName, None)
+        if method is not None:
+            setattr(self, methodName, self._with_log(method))
+
+    def _with_log(self, method: Callable[[], None]) -> Callable[[], None]:
+        @functools.wraps(method)
+        def run() -> None:
+            try:
+                method()
+                for server, start in self._servers:
+                    self.assertNotIn("Traceback", "\n".join(server.log[start:]))
+            except SkipTest:
+                raise
+            except Exception as error:
+                parts = [str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"]
+                for server, start in self._servers:
+                    lines = server.log[start:]
+                    parts += ["--- the server's log ---", *lines[:20]]
+                    parts += ["[...]", *lines[max(20, len(lines) - 40) :]] if len(lines) > 20 else []
+                raise AssertionError("\n".join(parts)).with_traceback(error.__traceback__) from None
+
+        return run
+
+    @property
+    def port(self) -> str:
+        """The endpoint that servers of this case listen on."""
+        return certificates().port if self.tls else LOOPBACK
+
+    @property
+    def server(self) -> Server:
+        """The shared server."""
+        return self.watch(shared(*self.options, ports=(self.port,)))
+
+    def watch(self, server: Server) -> Server:
+        """Add a server's log to failures of this test."""
+        if all(server is not known for known, _ in self._servers):
+            self._servers.append((server, len(server.log)))
+        return server
+
+    def start(
+        self, *options: str, ports: Iterable[str] | None = None, soft_files: int | None = None
+    ) -> Server:
+        """Start a server for this test alone."""
+        server = Server(*options, ports=[self.port] if ports is None else ports, soft_files=soft_files)
+        self.addCleanup(server.stop)
+        self._servers.append((server, 0))
+        return server
+
+    def dial(
+        self,
+        server: Server,
+        *,
+        receive_buffer: int | None = None,
+        send_buffer: int | None = None,
+    ) -> socket.socket:
+        """A bare TCP connection to a server, closed at the end of the test."""
+        host, number = server.address
+        connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.addCleanup(connection.close)
+        # Before the connection: the window that a peer is told grows with it.
+        if receive_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if send_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        connection.settimeout(TIMEOUT)
+        connection.connect((host, number))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def connect(
+        self,
+        server: Server | None = None,
+        *,
+        receive_buffer: int | None = None,
+        send_buffer: int | None = None,
+        greet: bool = True,
+    ) -> Peer:
+        """
+        A client, over TLS where the case says so.
+
+        Args:
+            server: the shared one when left out.
+            receive_buffer, send_buffer: sizes of its socket's buffers in bytes; the system's when None.
+            greet: read `welcome`.
+        """
+        connection = self.dial(
+            server or self.server, receive_buffer=receive_buffer, send_buffer=send_buffer
+        )
+        if self.tls:
+            connection = certificates().client.wrap_socket(connection, server_hostname="127.0.0.1")
+            self.addCleanup(connection.close)
+        peer = Peer(connection)
+        if greet:
+            peer.welcome = peer.receive()
+            self.assertEqual(peer.welcome["type"], "welcome")
+        return peer
+
+    def alone(self, peer: Peer, others: int = 0) -> None:
+        """Wait until the server counts no clients but this one and so many others."""
+        until(lambda: peer.stats()["connected_clients"] == 1 + others, "the others left")
