@@ -75,6 +75,7 @@ class Outbox:
         "_offset",
         "_open",
         "_owner",
+        "_registered",
         "_socket",
         "_transport",
         "_wait",
@@ -104,10 +105,10 @@ class Outbox:
         bare = isinstance(transport, TCPConnection) and not transport.TLS
         self._socket: socket.socket | None = transport.getHandle() if bare else None
         descriptor = self._descriptor = descriptor_of(transport)
+        # With a socket it is registered only while bytes wait: as long as it is, nobody can close it.
+        self._registered = descriptor is None
         if descriptor is None:
             transport.registerProducer(self, True)
-        else:
-            descriptor.registerProducer(self, False)
         self._open = True
 
     def write(self, data: bytes, answer: bool = False) -> None:
@@ -128,7 +129,7 @@ class Outbox:
             self._enqueue(data, answer)
             self._pop(sent)
             self._left(sent)
-            self._watch()
+            self._await_room()
             return
         self._enqueue(data, answer)
         if self._socket is None:
@@ -161,25 +162,23 @@ class Outbox:
         descriptor = self._descriptor
         # The public face of a writable descriptor: what the reactor calls when the socket has room. Each
         # call that empties it comes back to `resumeProducing`, which hands over the next piece.
-        while descriptor is not None and self._handed and descriptor.connected:
+        while self._handed and descriptor is not None and descriptor.connected:
             before = self.taken
             if descriptor.doWrite() is not None:
                 self._fail()
-                return
             if self.taken == before:
                 return
 
     def _send_waiting(self, bare: socket.socket) -> None:
         """Give a bare socket what waits until it takes no more."""
-        chunks = self._chunks
-        while chunks:
+        while chunks := self._chunks:
             pieces: list[bytes | memoryview] = list(islice(chunks, _PIECES))
             if self._offset:
                 pieces[0] = memoryview(pieces[0])[self._offset :]
             try:
                 sent = bare.sendmsg(pieces)
             except BlockingIOError:
-                self._watch()
+                self._await_room()
                 return
             except OSError:
                 self._fail()
@@ -187,11 +186,24 @@ class Outbox:
             self._pop(sent)
             self._left(sent)
 
-    def _watch(self) -> None:
-        """Have `resumeProducing` called when the socket has room."""
-        self._wait = True
+    def _await_room(self) -> None:
+        """Have `resumeProducing` called when a bare socket has room."""
         assert self._descriptor is not None
+        self._watch(self._descriptor)
         self._descriptor.startWriting()
+
+    def _watch(self, descriptor: FileDescriptor) -> None:
+        """Have `resumeProducing` called when the socket's transport has nothing left to send."""
+        if not self._registered:
+            self._registered = True
+            descriptor.registerProducer(self, False)
+        self._wait = True
+
+    def _unwatch(self) -> None:
+        """Let the socket's transport close when it is told to."""
+        if self._registered and self._descriptor is not None:
+            self._registered = False
+            self._descriptor.unregisterProducer()
 
     def _pop(self, size: int) -> None:
         """Take bytes from the front of the chunks."""
@@ -211,14 +223,14 @@ class Outbox:
 
     def _hand_over(self) -> None:
         """Give a transport that is not a bare socket its next piece, if it has none."""
-        chunks = self._chunks
-        while chunks and not self._wait:
+        while not self._wait and (chunks := self._chunks):
             room = _HANDED
             pieces: list[bytes] = []
+            offset = self._offset
             for chunk in chunks:
-                piece = chunk[self._offset : self._offset + room] if not pieces else chunk[:room]
-                pieces.append(piece)
-                room -= len(piece)
+                pieces.append(chunk[offset : offset + room])
+                room -= len(pieces[-1])
+                offset = 0
                 if not room:
                     break
             piece = b"".join(pieces)
@@ -226,9 +238,9 @@ class Outbox:
             if self._descriptor is None:
                 self._left(len(piece))
             else:
-                # It has left when the descriptor below asks for more.
+                # It has left when the transport below asks for more.
                 self._handed = len(piece)
-                self._wait = True
+                self._watch(self._descriptor)
             self._transport.write(piece)
 
     # What the transport calls.
@@ -243,7 +255,13 @@ class Outbox:
         else:
             handed, self._handed = self._handed, 0
             self._left(handed)
+            if self._descriptor is not None and self._descriptor.disconnecting:
+                # TLS has ended: nothing that still waits can be sent through it.
+                self.close()
+                return
             self._hand_over()
+        if not self._wait:
+            self._unwatch()
         self._owner.outboxDrained()
 
     def pauseProducing(self) -> None:
@@ -282,7 +300,7 @@ class Outbox:
         if self._descriptor is None:
             self._transport.unregisterProducer()
         else:
-            self._descriptor.unregisterProducer()
+            self._unwatch()
 
     def _fail(self) -> None:
         """The peer is gone; the reactor need not have noticed where it does not read from it."""

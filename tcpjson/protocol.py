@@ -256,6 +256,7 @@ class TCPJSONProtocol(Int32StringReceiver):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._holds |= _ENDING
         self._reader.clear()
+        self._outbox.stopProducing()
         for call in (self._abort_call, self._release_call):
             if call is not None:
                 call.cancel()

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, settings
@@ -15,10 +15,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.strategies import SearchStrategy
 
-Case = TypeVar("Case")
-
-# Failing examples are tried again in the next run. Trial empties its working folder, and a checkout is to stay
-# clean, so they are kept elsewhere.
+# Failing examples are tried again in the next run. Trial empties its working folder, and a checkout is to
+# stay clean, so they are kept elsewhere.
 _HOME = Path(tempfile.gettempdir()) / f"tcpjson-hypothesis-{os.getuid()}"
 set_hypothesis_home_dir(_HOME)
 _DATABASE = DirectoryBasedExampleDatabase(_HOME / "examples")
@@ -26,7 +24,7 @@ _DATABASE = DirectoryBasedExampleDatabase(_HOME / "examples")
 
 def given(
     *strategies: SearchStrategy[Any], examples: int = 100
-) -> Callable[[Callable[..., None]], Callable[[Case], None]]:
+) -> Callable[[Callable[..., None]], Callable[[Any], None]]:
     """
     As `hypothesis.given`, for a method of a `SynchronousTestCase`.
 
@@ -35,7 +33,7 @@ def given(
         examples: how many are tried.
     """
 
-    def decorate(method: Callable[..., None]) -> Callable[[Case], None]:
+    def decorate(method: Callable[..., None]) -> Callable[[Any], None]:
         # On a busy machine, time says nothing: there are no deadlines, and no complaint of slow examples.
         prepare = settings(
             max_examples=examples,
@@ -48,7 +46,7 @@ def given(
         run = prepare(hypothesis.given(*strategies)(method))
 
         @functools.wraps(method)
-        def test(case: Case) -> None:
+        def test(case: Any) -> None:
             try:
                 run(case)
             except Exception as error:
@@ -57,8 +55,8 @@ def given(
                 shown = "\n".join([f"{type(error).__name__}: {error}", *notes])
                 raise AssertionError(shown).with_traceback(error.__traceback__) from None
 
-        # What `wraps` adds says that the test takes the parameters of the method.
-        del test.__wrapped__  # type: ignore[attr-defined]  # functools.wraps set it
+        # `wraps` left word that the test takes the parameters of the method.
+        del test.__wrapped__
         return test
 
     return decorate

@@ -1,0 +1,80 @@
+"""The errors are those of docs/protocol.rst, section 9."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tcpjson.core import errors
+
+# The column "fatal" of section 9; True stands for "by policy" too.
+FATAL = {
+    "bad_frame": False,
+    "too_large": True,
+    "frame_timeout": True,
+    "bad_json": False,
+    "bad_message": False,
+    "unknown_type": False,
+    "unauthenticated": False,
+    "forbidden": False,
+    "auth_timeout": True,
+    "auth_failed": True,
+    "rate_limited": True,
+    "slow_consumer": True,
+    "server_full": True,
+    "too_many_connections": True,
+    "idle_timeout": True,
+    "heartbeat_timeout": True,
+    "going_away": False,
+    "internal": False,
+    "timeout": False,
+}
+
+# What a server without authentication, rates, bounds on connections and heartbeats cannot do without.
+NEEDED = {
+    "bad_frame",
+    "too_large",
+    "frame_timeout",
+    "bad_json",
+    "bad_message",
+    "unknown_type",
+    "forbidden",
+    "slow_consumer",
+    "going_away",
+    "internal",
+    "timeout",
+}
+
+
+class ErrorTests(SynchronousTestCase):
+    """Codes, and what goes with them."""
+
+    def test_every_class_is_in_the_protocol(self) -> None:
+        for code, kind in errors.CODES.items():
+            self.assertEqual((kind.code, kind.fatal), (code, FATAL[code]))
+
+    def test_the_needed_codes_are_there(self) -> None:
+        self.assertEqual(NEEDED - set(errors.CODES), set())
+
+    def test_each_has_a_text_of_its_own(self) -> None:
+        texts = {str(kind()) for kind in errors.CODES.values()}
+        self.assertEqual(len(texts), len(errors.CODES))
+        self.assertNotIn("", texts)
+
+    def test_a_text_can_be_given(self) -> None:
+        error = errors.Forbidden("not yours", retry_after=1.5)
+        self.assertEqual(str(error), "not yours")
+        self.assertEqual(error.retry_after, 1.5)
+
+    def test_nothing_is_said_of_trying_again_unasked(self) -> None:
+        self.assertIsNone(errors.Forbidden().retry_after)
+
+    def test_the_silent_ends(self) -> None:
+        silent = {
+            errors.CLIENT_CLOSED,
+            errors.CONNECTION_LOST,
+            errors.HANDSHAKE_FAILED,
+            errors.CLOSED_BY_HANDLER,
+        }
+        self.assertEqual(
+            silent, {"client_closed", "connection_lost", "handshake_failed", "closed_by_handler"}
+        )

@@ -1,0 +1,295 @@
+"""Frames come out the same however their bytes are cut, at a linear cost."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Iterable
+
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tcpjson.core.framing import PREFIX_LENGTH, FrameReader, FrameTooLong, frame, frame_boundary
+from tcpjson.test.hypo import given
+
+LIMIT = 300
+
+
+class Model:
+    """What a reader must do, written the slow and plain way."""
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def take(self, count: int, max_length: int) -> list[bytes]:
+        """As `FrameReader.take`."""
+        payloads: list[bytes] = []
+        while len(payloads) < count and len(self.held) >= 4:
+            length = int.from_bytes(self.held[:4], "big")
+            if length > max_length:
+                if payloads:
+                    break
+                raise FrameTooLong(length)
+            if len(self.held) < 4 + length:
+                break
+            payloads.append(self.held[4 : 4 + length])
+            self.held = self.held[4 + length :]
+        return payloads
+
+    @property
+    def announced(self) -> int:
+        """The length of the frame at the front; only when all whole frames were taken."""
+        return int.from_bytes(self.held[:4], "big") if len(self.held) >= 4 else 0
+
+
+def drain(reader: FrameReader | Model, count: int = 1000) -> list[bytes | int]:
+    """All that can be taken; the length that is too long, if one is, comes last."""
+    taken: list[bytes | int] = []
+    try:
+        while payloads := reader.take(count, LIMIT):
+            taken += payloads
+    except FrameTooLong as error:
+        taken.append(error.length)
+    return taken
+
+
+def pieces(data: bytes, cuts: Iterable[int]) -> list[bytes]:
+    """The data cut at some places; no piece is empty."""
+    ends = sorted({cut % (len(data) + 1) for cut in cuts} | {len(data)})
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
+
+
+payloads = st.one_of(st.binary(max_size=12), st.integers(0, LIMIT).map(bytes))
+cuts = st.lists(st.integers(0, 2000), max_size=12)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """Whole frames, and perhaps at the end one that is cut or too long."""
+    data = b"".join(map(frame, draw(st.lists(payloads, max_size=8))))
+    tail = draw(st.sampled_from(["", "cut", "too long", "any"]))
+    if tail == "cut":
+        last = frame(draw(payloads))
+        data += last[: draw(st.integers(0, len(last) - 1))]
+    elif tail == "too long":
+        data += struct.pack(">I", draw(st.sampled_from([LIMIT + 1, LIMIT + 2, 2**31, 2**32 - 1])))
+        data += draw(st.binary(max_size=10))
+    elif tail == "any":
+        data += draw(st.binary(max_size=10))
+    return data
+
+
+class FrameTests(SynchronousTestCase):
+    """`frame` and `frame_boundary`."""
+
+    def test_a_frame_is_its_length_and_its_payload(self) -> None:
+        self.assertEqual(frame(b"{}"), b"\0\0\0\x02{}")
+        self.assertEqual(frame(bytes(0x010203)), b"\0\x01\x02\x03" + bytes(0x010203))
+        self.assertEqual(frame(b""), bytes(PREFIX_LENGTH))
+
+    @given(st.lists(payloads, min_size=1, max_size=6), st.integers(0, 2000))
+    def test_the_boundary_is_the_end_of_the_frame_begun(self, contents: list[bytes], place: int) -> None:
+        data = b"".join(map(frame, contents))
+        offset = place % (len(data) + 1)
+        ends = [0]
+        for content in contents:
+            ends.append(ends[-1] + 4 + len(content))
+        self.assertEqual(frame_boundary(data, offset), min(end for end in ends if end >= offset))
+
+
+class SplitTests(SynchronousTestCase):
+    """However the bytes come, the frames are the same."""
+
+    def _assert_same(self, data: bytes, cut: list[bytes], count: int) -> None:
+        model = Model()
+        model.held = data
+        expected = drain(model)
+        reader = FrameReader()
+        taken: list[bytes | int] = []
+        for piece in cut:
+            reader.feed(piece)
+            self.assertTrue(reader.begun)
+            taken += drain(reader, count)
+            if taken and isinstance(taken[-1], int):
+                break
+            self.assertFalse(reader.ready)
+        self.assertEqual(taken, expected)
+        self.assertEqual({type(payload) for payload in taken} - {bytes, int}, set())
+        if not (taken and isinstance(taken[-1], int)):
+            self.assertEqual(reader.announced, model.announced)
+            self.assertEqual(reader.begun, bool(model.held))
+
+    @given(streams(), cuts, st.integers(1, 4), examples=400)
+    def test_any_split(self, data: bytes, places: list[int], count: int) -> None:
+        self._assert_same(data, pieces(data, places), count)
+
+    @given(streams())
+    def test_every_split_in_two(self, data: bytes) -> None:
+        # Of a long payload the middle is like its neighbours.
+        for place in {*range(min(len(data), 40)), *range(max(0, len(data) - 40), len(data) + 1)}:
+            self._assert_same(data, pieces(data, [place]), 1000)
+
+    @given(streams())
+    def test_byte_by_byte(self, data: bytes) -> None:
+        self._assert_same(data, pieces(data, range(len(data))), 1000)
+
+    def test_a_frame_of_the_greatest_length(self) -> None:
+        reader = FrameReader()
+        reader.feed(frame(bytes(LIMIT)) + frame(bytes(LIMIT + 1)))
+        self.assertEqual(reader.take(10, LIMIT), [bytes(LIMIT)])
+        self.assertTrue(reader.ready)
+        error = self.assertRaises(FrameTooLong, reader.take, 10, LIMIT)
+        self.assertEqual(error.length, LIMIT + 1)
+        self.assertIn(str(LIMIT + 1), str(error))
+
+    def test_a_length_is_refused_with_its_last_byte(self) -> None:
+        """Section 1: as soon as its four bytes are there."""
+        reader = FrameReader()
+        for byte in struct.pack(">I", LIMIT + 1)[:3]:
+            reader.feed(bytes([byte]))
+            self.assertEqual(reader.take(1, LIMIT), [])
+        reader.feed(struct.pack(">I", LIMIT + 1)[3:])
+        self.assertRaises(FrameTooLong, reader.take, 1, LIMIT)
+
+    def test_bit_31_is_part_of_the_length(self) -> None:
+        """Section 7: where no compression was agreed on."""
+        reader = FrameReader()
+        reader.feed(b"\x80\0\0\x01x")
+        self.assertEqual(self.assertRaises(FrameTooLong, reader.take, 1, LIMIT).length, 2**31 + 1)
+
+
+class StepTests(SynchronousTestCase):
+    """Feeding, taking and putting back in any order."""
+
+    steps = st.lists(
+        st.one_of(
+            st.tuples(st.just("feed"), st.integers(1, 700)),
+            st.tuples(st.just("take"), st.integers(1, 5)),
+            st.tuples(st.just("untake"), st.integers(1, 5)),
+            st.tuples(st.just("clear"), st.just(0)),
+        ),
+        max_size=25,
+    )
+
+    @given(st.lists(payloads, max_size=10), steps, examples=400)
+    def test_any_order(self, contents: list[bytes], steps: list[tuple[str, int]]) -> None:
+        """`ready` is never False while a frame is whole, and what was put back comes again."""
+        data = b"".join(map(frame, contents))
+        reader, model = FrameReader(), Model()
+        last: list[bytes] = []
+        for step, number in steps:
+            if step == "feed" and data:
+                reader.feed(data[:number])
+                model.held += data[:number]
+                data = data[number:]
+            elif step == "take":
+                last = reader.take(number, LIMIT)
+                self.assertEqual(last, model.take(number, LIMIT))
+            elif step == "untake" and last:
+                back = last[-number:]
+                del last[-number:]
+                reader.untake(back)
+                model.held = b"".join(map(frame, back)) + model.held
+            elif step == "clear":
+                reader.clear()
+                model.held, data, last = b"", b"", []
+                self.assertFalse(reader.ready)
+                self.assertEqual(reader.announced, 0)
+            if step == "feed":
+                # What is put back must not come behind what arrived later.
+                last = []
+            self.assertEqual(reader.begun, bool(model.held))
+            whole = Model()
+            whole.held = model.held
+            if whole.take(1, LIMIT):
+                self.assertTrue(reader.ready)
+        self.assertEqual(drain(reader), drain(model))
+
+    def test_a_small_count_leaves_the_rest(self) -> None:
+        reader = FrameReader()
+        reader.feed(b"".join(frame(b"%d" % number) for number in range(5)))
+        self.assertEqual(reader.take(2, LIMIT), [b"0", b"1"])
+        self.assertTrue(reader.ready)
+        self.assertEqual(reader.take(3, LIMIT), [b"2", b"3", b"4"])
+        self.assertFalse(reader.ready)
+        self.assertFalse(reader.begun)
+
+    def test_a_reader_that_is_new(self) -> None:
+        reader = FrameReader()
+        self.assertFalse(reader.begun or reader.ready)
+        self.assertEqual(reader.announced, 0)
+        self.assertEqual(reader.take(1, LIMIT), [])
+
+    def test_the_length_of_the_frame_that_waits(self) -> None:
+        reader = FrameReader()
+        reader.feed(b"\0\0\x01")
+        self.assertEqual((reader.take(1, LIMIT), reader.announced), ([], 0))
+        reader.feed(b"\x02abc")
+        self.assertEqual((reader.take(1, LIMIT), reader.announced), ([], 258))
+        reader.feed(bytes(255) + b"\0\0\0")
+        self.assertEqual((reader.take(9, LIMIT), reader.announced), ([b"abc" + bytes(255)], 0))
+        reader.feed(b"\x07")
+        self.assertEqual((reader.take(9, LIMIT), reader.announced), ([], 7))
+
+    def test_clear_in_the_midst_of_a_frame(self) -> None:
+        """A frame that comes next is taken from its start."""
+        reader = FrameReader()
+        reader.feed(frame(bytes(100))[:50])
+        reader.take(1, LIMIT)
+        reader.clear()
+        reader.feed(frame(b"{}"))
+        self.assertEqual(reader.take(1, LIMIT), [b"{}"])
+
+
+class CostTests(SynchronousTestCase):
+    """
+    The cost is linear in the bytes, counted in bytes that were allocated.
+
+    A reader that copies what it holds at each read allocates hundreds of times what is bound here.
+    """
+
+    def _allocated(self, reads: list[bytes], count: int) -> int:
+        """The sum, over all calls, of how far each raised the memory in use."""
+        reader = FrameReader()
+        total = taken = 0
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        for read in reads:
+            before = self._begin()
+            reader.feed(read)
+            total += tracemalloc.get_traced_memory()[1] - before
+            while True:
+                before = self._begin()
+                payloads = reader.take(count, 2**30)
+                total += tracemalloc.get_traced_memory()[1] - before
+                if not payloads:
+                    break
+                taken += sum(map(len, payloads)) + 4 * len(payloads)
+        tracemalloc.stop()
+        self.assertEqual(taken, sum(map(len, reads)))
+        return total
+
+    @staticmethod
+    def _begin() -> int:
+        tracemalloc.reset_peak()
+        return tracemalloc.get_traced_memory()[0]
+
+    def _assert_linear(self, data: bytes, size: int, count: int = 1000, factor: int = 8) -> None:
+        reads = [data[start : start + size] for start in range(0, len(data), size)]
+        # Each call has some small objects of its own.
+        self.assertLess(self._allocated(reads, count), factor * len(data) + 2000 * len(reads))
+
+    def test_a_long_frame_in_small_reads(self) -> None:
+        self._assert_linear(frame(bytes(4 * 2**20)), 1448)
+
+    def test_frames_that_end_within_a_read(self) -> None:
+        self._assert_linear(frame(bytes(50_000)) * 40, 1448)
+
+    def test_many_frames_in_one_read(self) -> None:
+        """Each payload is an object, 33 bytes larger than its content."""
+        data = frame(bytes(100)) * 5_000
+        self._assert_linear(data, len(data), count=16)
+
+    def test_many_frames_behind_a_long_one(self) -> None:
+        data = frame(bytes(500_000)) + frame(bytes(100)) * 5_000
+        self._assert_linear(data[:300_000] + data[300_000:], 300_000, count=16)
