@@ -102,7 +102,7 @@ class Router:
         kind = parameters[1].annotation
         if isinstance(kind, str):
             try:
-                kind = eval(kind, getattr(function, "__globals__", {}))
+                kind = eval(kind, getattr(inspect.unwrap(function), "__globals__", {}))
             except Exception as error:
                 raise TypeError(f"{name}: annotation of {parameters[1].name}: {error}") from None
         if not (isinstance(kind, type) and issubclass(kind, Message)):

@@ -113,7 +113,7 @@ class Outbox:
 
     def write(self, data: bytes, answer: bool = False) -> None:
         """Send what the socket takes now, keep the rest. `answer`: the peer itself asked for it."""
-        if not self._open:
+        if not (self._open and data):
             return
         if not self.waiting and self._socket is not None:
             try:
@@ -199,12 +199,6 @@ class Outbox:
             descriptor.registerProducer(self, False)
         self._wait = True
 
-    def _unwatch(self) -> None:
-        """Let the socket's transport close when it is told to."""
-        if self._registered and self._descriptor is not None:
-            self._registered = False
-            self._descriptor.unregisterProducer()
-
     def _pop(self, size: int) -> None:
         """Take bytes from the front of the chunks."""
         chunks = self._chunks
@@ -260,8 +254,10 @@ class Outbox:
                 self.close()
                 return
             self._hand_over()
-        if not self._wait:
-            self._unwatch()
+        if not self._wait and self._registered and self._descriptor is not None:
+            # Let the transport close when it is told to.
+            self._registered = False
+            self._descriptor.unregisterProducer()
         self._owner.outboxDrained()
 
     def pauseProducing(self) -> None:
@@ -270,7 +266,8 @@ class Outbox:
 
     def stopProducing(self) -> None:
         """The transport is gone."""
-        self._open = False
+        self._registered = False
+        self.close()
 
     # The end.
 
@@ -295,21 +292,27 @@ class Outbox:
         if not self._open:
             return
         self._open = False
-        self._chunks = None
-        self.waiting = 0
-        if self._descriptor is None:
-            self._transport.unregisterProducer()
-        else:
-            self._unwatch()
+        self._chunks = self._marks = None
+        self.waiting = self.answers = 0
+        if self._registered:
+            self._registered = False
+            (self._descriptor or self._transport).unregisterProducer()
 
     def _fail(self) -> None:
-        """The peer is gone; the reactor need not have noticed where it does not read from it."""
+        """
+        Nothing can be sent any more. What the peer sent before can still be read, and is, up to the end of
+        file or the error that tells the reactor.
+        """
         self.close()
-        self._transport.abortConnection()
+        if self._descriptor is not None:
+            self._descriptor.stopWriting()
+        self._owner.outboxDrained()
 
-    def progress(self) -> tuple[int, int]:
+    def progress(self) -> tuple[int, int, int]:
         """A value that changes whenever the peer takes something."""
-        return self.taken, self._unacknowledged()
+        descriptor = self._descriptor
+        left = 0 if descriptor is None else len(descriptor.dataBuffer) - descriptor.offset
+        return self.taken, left, self._unacknowledged()
 
     def _unacknowledged(self) -> int:
         """Bytes that the system keeps for the peer, 0 where it does not say."""
@@ -317,6 +320,6 @@ class Outbox:
             return 0
         try:
             answer = fcntl.ioctl(self._descriptor.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-        except OSError:
+        except (OSError, ValueError):
             return 0
         return int(struct.unpack("i", answer)[0])

@@ -42,6 +42,8 @@ class Hold(IntFlag):
 
 # IntFlag arithmetic in Python is slow; on the hot path a hold is a plain number.
 _ENDING = int(Hold.ENDING)
+# What holds frames for a time, whatever the application does.
+_IN_TIME = int(Hold.TURN | Hold.ANSWERS)
 
 
 @implementer(IHalfCloseableProtocol)
@@ -172,8 +174,9 @@ class TCPJSONProtocol(Int32StringReceiver):
             self._resume()
 
     def stopProducing(self) -> None:
-        """Handle nothing more."""
-        self._holds |= Hold.PAUSED
+        """Handle nothing more, and close when what waits has left."""
+        self._holds = _ENDING
+        self._reader.clear()
         self.transport.stopProducing()
 
     # Sending.
@@ -254,9 +257,13 @@ class TCPJSONProtocol(Int32StringReceiver):
         self.end()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._holds |= _ENDING
-        self._reader.clear()
         self._outbox.stopProducing()
+        # One that sends and goes has sent all the same: only we had not come to it yet.
+        while self._reader.ready and not self._holds & ~_IN_TIME:
+            self._holds = 0
+            self._work()
+        self._holds = _ENDING
+        self._reader.clear()
         for call in (self._abort_call, self._release_call):
             if call is not None:
                 call.cancel()

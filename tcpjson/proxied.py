@@ -1,19 +1,23 @@
-"""Behind a proxy: the PROXY header, and word that it has come (docs/protocol.rst, section 4)."""
+"""Behind a balancer: connections that begin with a PROXY header (docs/protocol.rst, section 4)."""
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address as IPv4
 from typing import TYPE_CHECKING
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IStreamServerEndpoint
-
-# Twisted's public function hands out an endpoint alone, which tells nobody of a header that comes without
-# a byte of the client's behind it; a client that waits for `welcome` would wait for ever.
-from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import Interface, implementer
+
+from tcpjson.core.proxyheader import parse_proxy_header
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
-    from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+    from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
+
+# Twisted has a wrapper of its own. It refuses a header that comes in pieces, believes any address, and tells
+# nobody of a header without data behind it: a client that waits for `welcome` would wait for ever.
 
 
 class IProxyListener(Interface):
@@ -23,20 +27,45 @@ class IProxyListener(Interface):
         """The transport's `getPeer` tells the real address from now on."""
 
 
-class ProxiedProtocol(HAProxyProtocolWrapper):
-    """Tells the wrapped protocol of the header before any data."""
+class ProxiedProtocol(ProtocolWrapper):
+    """Takes the header off, and tells a wrapped `IProxyListener` before it gets any data."""
+
+    _header: bytes | None = b""
+    _peer: IAddress | None = None
 
     def dataReceived(self, data: bytes) -> None:
-        known = self._proxyInfo is not None
-        super().dataReceived(data)
-        if not known and self._proxyInfo is not None:
-            listener = IProxyListener(self.wrappedProtocol, None)
-            if listener is not None:
-                listener.proxyHeaderReceived()
+        if self._header is None:
+            super().dataReceived(data)
+            return
+        self._header += data
+        try:
+            header = parse_proxy_header(self._header)
+        except ValueError:
+            self._header = b""
+            self.abortConnection()
+            return
+        if header is None:
+            return
+        rest = self._header[header.length :]
+        self._header = None
+        if header.source is not None:
+            address, port = header.source
+            kind = IPv4Address if isinstance(address, IPv4) else IPv6Address
+            self._peer = kind("TCP", str(address), port)
+        # Where TLS is inside, its handshake is still to come, and tells in its turn.
+        listener = IProxyListener(self.wrappedProtocol, None)
+        if listener is not None:
+            listener.proxyHeaderReceived()
+        if rest:
+            super().dataReceived(rest)
+
+    def getPeer(self) -> IAddress:
+        peer: IAddress = self._peer or super().getPeer()
+        return peer
 
 
-class _ProxiedFactory(HAProxyWrappingFactory):
-    protocol = ProxiedProtocol  # type: ignore[assignment]  # the base's type is not open to subclasses
+class _ProxiedFactory(WrappingFactory[ProxiedProtocol]):
+    protocol = ProxiedProtocol
 
 
 @implementer(IStreamServerEndpoint)
@@ -46,5 +75,5 @@ class ProxiedEndpoint:
     def __init__(self, endpoint: IStreamServerEndpoint) -> None:
         self._endpoint = endpoint
 
-    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        return self._endpoint.listen(_ProxiedFactory(factory))
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        return self._endpoint.listen(_ProxiedFactory(protocolFactory))

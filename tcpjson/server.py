@@ -41,7 +41,6 @@ from tcpjson.proxied import IProxyListener, ProxiedProtocol
 from tcpjson.timestamps import Timestamps
 
 if TYPE_CHECKING:
-    from twisted.internet.abstract import FileDescriptor
     from twisted.internet.interfaces import IAddress, IReactorTime
 
 log = Logger()
@@ -53,15 +52,16 @@ _LOOKS = 4
 
 _pack = Struct(">I").pack
 
+_receive = TCPJSONProtocol.dataReceived
 # Arithmetic of IntFlag is slow; on the hot path a hold is a plain number.
 _CLOSING = int(Hold.CLOSING)
-_OPEN = State.OPEN
+_ENDING = int(Hold.ENDING)
 # What `id` is in a request without one.
 _NO_ID = (UNSET, None)
 
 
 def client_id_of(peer: IAddress) -> str:
-    """The `client_id` of an address (docs/protocol.rst, section 2)."""
+    """An address as `client_id` writes it (docs/protocol.rst, section 2)."""
     if isinstance(peer, IPv4Address):
         return f"{peer.host}:{peer.port}"
     if isinstance(peer, IPv6Address):
@@ -76,7 +76,7 @@ async def _as_coroutine(answer: Awaitable[Any]) -> Any:
 class Turn:
     """What the frames of one connection lead to, until it is sent."""
 
-    __slots__ = ("answers", "burst", "burst_size", "connection", "dirty", "timestamp")
+    __slots__ = ("answers", "burst", "burst_size", "connection", "dirty", "gathered", "timestamp")
 
     connection: Connection
     timestamp: str
@@ -84,6 +84,8 @@ class Turn:
     def __init__(self) -> None:
         #: Frames for the connection itself.
         self.answers: list[bytes] = []
+        #: Bytes of those that were not returned by a handler at once.
+        self.gathered = 0
         #: Frames for all others.
         self.burst: list[bytes] = []
         self.burst_size = 0
@@ -105,8 +107,8 @@ class Connection(TCPJSONProtocol):
     _reason = ""
     _order: AnswerOrder | None = None
     _running: dict[Slot, tuple[Deferred[Any], Message]] | None = None
-    _frame_since = 0.0
-    _progress: tuple[int, int] | None = None
+    _frame_since: float | None = None
+    _progress: tuple[int, int, int] | None = None
     _progress_since = 0.0
     bytes_in = 0
     messages_in = 0
@@ -119,8 +121,8 @@ class Connection(TCPJSONProtocol):
         factory = self.factory
         self.MAX_LENGTH = factory.limits.max_length
         self._opened = self._clock.seconds()
-        factory.stats.connections += 1
-        factory.configure(descriptor_of(self.transport))
+        factory.opened(self)
+        self._name()
         if isinstance(self.transport, (TLSMemoryBIOProtocol, ProxiedProtocol)):
             factory.frame_deadlines.set(self, self._opened + factory.limits.frame_timeout)
         else:
@@ -132,20 +134,23 @@ class Connection(TCPJSONProtocol):
 
     def proxyHeaderReceived(self) -> None:
         """The PROXY header has come."""
-        if self._state is State.OPEN:
-            self._identified()
+        self._identified()
 
     def _identified(self) -> None:
         """The peer's address is known: welcome it."""
         factory = self.factory
         factory.frame_deadlines.clear(self)
         self._state = advance(self._state, Event.IDENTIFIED)
-        peer = self.transport.getPeer()
-        self.client_id = (
-            f"unix:{factory.stats.connections}" if isinstance(peer, UNIXAddress) else client_id_of(peer)
-        )
+        self._name()
         factory.join(self)
         self._send_now([frame(factory.welcome(self.client_id))])
+
+    def _name(self) -> None:
+        peer = self.transport.getPeer()
+        if not isinstance(peer, UNIXAddress):
+            self.client_id = client_id_of(peer)
+        elif not self.client_id:
+            self.client_id = f"unix:{self.factory.stats.connections}"
 
     # Receiving.
 
@@ -153,10 +158,7 @@ class Connection(TCPJSONProtocol):
         size = len(data)
         self.bytes_in += size
         self.factory.stats.bytes_in += size
-        if self._state is _OPEN:
-            # The client's first bytes came together with the PROXY header.
-            self._identified()
-        super().dataReceived(data)
+        _receive(self, data)
 
     def stringReceived(self, string: bytes) -> None:
         """Handle one payload."""
@@ -181,8 +183,7 @@ class Connection(TCPJSONProtocol):
             if turn.burst or turn.dirty:
                 factory.commit(turn)
             if turn.answers:
-                self._send_now(turn.answers)
-                turn.answers.clear()
+                self._send_gathered(turn)
         if self._outbox.answers or self._order is not None:
             self._limit_answers()
         if self._holds & _CLOSING:
@@ -200,8 +201,10 @@ class Connection(TCPJSONProtocol):
         order = self._order
         # What may be gathered before the socket is tried.
         room = HIGH_WATER - self._outbox.answers
+        messages = factory.codec.decode(payloads)
+        stats.messages_in += len(messages)
         handled = 0
-        for message in factory.codec.decode(payloads):
+        for message in messages:
             handled += 1
             kind = type(message)
             kinds[kind] += 1
@@ -221,9 +224,7 @@ class Connection(TCPJSONProtocol):
                         check_raw(answer)
                     data = _pack(len(data)) + data
                 else:
-                    count = len(answers)
                     data = self._answer(answer, message)
-                    room -= sum(map(len, answers[count:]))
                     order = self._order
             except Exception as error:
                 data = self._refusal(error, message)
@@ -233,25 +234,31 @@ class Connection(TCPJSONProtocol):
                 answers.append(data)
                 room -= len(data)
                 if room < 0:
-                    self._send_now(answers)
-                    answers.clear()
+                    self._send_gathered(turn)
                     self._limit_answers()
                     room = HIGH_WATER - self._outbox.answers
             if self._holds:
                 break
         self.messages_in += handled
-        stats.messages_in += handled
+        # What is left will be counted when it is handled.
+        stats.messages_in -= len(messages) - handled
         return handled
+
+    def hold(self, reason: Hold) -> None:
+        super().hold(reason)
+        if not self._working:
+            # No deadline runs on while it is we who do not read.
+            self.turnEnded(0)
 
     def turnEnded(self, handled: int) -> None:
         """Watch over a frame that has begun; not while it is we who do not read (section 1)."""
         reader = self._reader
         if self._holds or not reader.begun:
-            if self._frame_since:
-                self._frame_since = 0.0
+            if self._frame_since is not None:
+                self._frame_since = None
                 self.factory.frame_deadlines.clear(self)
             return
-        if handled or not self._frame_since:
+        if handled or self._frame_since is None:
             self._frame_since = self._clock.seconds()
         factory = self.factory
         factory.frame_deadlines.set(
@@ -341,7 +348,7 @@ class Connection(TCPJSONProtocol):
         assert self._running is not None
         deferred, message = self._running[slot]
         self._settle(slot, self._refusal(HandlerTimeout(), message))
-        deferred.cancel()
+        self._cancel(deferred)
 
     def _settle(self, slot: Slot, data: bytes) -> None:
         """An unfinished handler is finished."""
@@ -353,14 +360,30 @@ class Connection(TCPJSONProtocol):
             self._order = None
         turn = self.factory.turn
         if turn is not None and turn.connection is self:
-            turn.answers.extend(frames)
+            self._gather(turn, frames)
         else:
             self._send_now(frames)
         self._make_room()
 
+    def _gather(self, turn: Turn, frames: list[bytes]) -> None:
+        """Have frames sent to this client itself with the answers of its turn."""
+        turn.answers += frames
+        turn.gathered += sum(map(len, frames))
+        if turn.gathered > HIGH_WATER:
+            self._send_gathered(turn)
+            self._limit_answers()
+
+    def _send_gathered(self, turn: Turn) -> None:
+        """Send what a turn has for its own connection."""
+        self._send_now(turn.answers)
+        turn.answers.clear()
+        turn.gathered = 0
+
     def _send_now(self, frames: list[bytes]) -> None:
         """Send answers to this client itself."""
         count = len(frames)
+        if not count:
+            return
         data = frames[0] if count == 1 else b"".join(frames)
         self._count_out(count, len(data))
         self._outbox.write(data, True)
@@ -376,7 +399,7 @@ class Connection(TCPJSONProtocol):
 
     def _limit_answers(self) -> None:
         """Handle no further requests while their answers wait (section 10)."""
-        if self._answers_waiting() > HIGH_WATER and not self._holds & Hold.ENDING:
+        if self._answers_waiting() > HIGH_WATER and not self._holds & _ENDING:
             self.hold(Hold.ANSWERS)
 
     def _make_room(self) -> None:
@@ -385,7 +408,7 @@ class Connection(TCPJSONProtocol):
         running = self._running or ()
         if holds & Hold.ANSWERS and self._answers_waiting() <= _LOW_WATER:
             self.release(Hold.ANSWERS)
-        if holds & Hold.HANDLERS and len(running) < self.factory.limits.max_handlers:
+        if holds & Hold.HANDLERS and len(running) <= self.factory.limits.max_handlers // 2:
             self.release(Hold.HANDLERS)
         if self._input_ended and not running and not self._outbox.waiting:
             self._finish(errors.CLIENT_CLOSED)
@@ -404,7 +427,7 @@ class Connection(TCPJSONProtocol):
 
     def look_at_progress(self) -> None:
         """Something waits for the client: see whether it takes any of it (section 9, `slow_consumer`)."""
-        if self._holds & Hold.ENDING or not self._outbox.waiting:
+        if self._holds & _ENDING or not self._outbox.waiting:
             return
         factory = self.factory
         timeout = factory.limits.write_timeout
@@ -434,7 +457,7 @@ class Connection(TCPJSONProtocol):
         factory = self.factory
         turn = factory.turn
         if turn is not None and turn.connection is self:
-            turn.answers.append(data)
+            self._gather(turn, [data])
             return
         if turn is not None:
             # It must not overtake a broadcast of the same turn.
@@ -454,27 +477,32 @@ class Connection(TCPJSONProtocol):
         turn = self.factory.turn
         if turn is not None and turn.connection is self:
             self.hold(Hold.CLOSING)
-        else:
-            self._finish(errors.CLOSED_BY_HANDLER)
+            return
+        if turn is not None:
+            # A broadcast of the same turn was sent before.
+            self.factory.commit(turn)
+        self._finish(errors.CLOSED_BY_HANDLER)
 
     def has_room(self, size: int) -> bool:
         """
-        Whether `size` bytes more may wait for the client; the socket is tried before the queue is called
-        full, and the connection ends when it is. What is longer than the queue has room when nothing waits.
+        Whether `size` bytes more may wait for the client, beside the answers to its own requests; the socket
+        is tried before the queue is called full, and the connection ends when it is. What is longer than the
+        queue has room when nothing else waits.
         """
         outbox = self._outbox
-        if outbox.waiting and outbox.waiting + size > self.factory.limits.max_queue:
+        limit = self.factory.limits.max_queue
+        if (queued := outbox.waiting - outbox.answers) and queued + size > limit:
             outbox.flush()
-            if outbox.waiting and outbox.waiting + size > self.factory.limits.max_queue:
+            if (queued := outbox.waiting - outbox.answers) and queued + size > limit:
                 self.fail(SlowConsumer("the queue of messages to it is full"))
                 return False
-        return not self._holds & Hold.ENDING
+        return not self._holds & _ENDING
 
     # The end.
 
     def fail(self, error: ProtocolError) -> None:
         """End the connection with a fatal error (section 9)."""
-        if self._holds & Hold.ENDING:
+        if self._holds & _ENDING:
             return
         if isinstance(error, SlowConsumer):
             self._outbox.drop_unbegun()
@@ -482,7 +510,7 @@ class Connection(TCPJSONProtocol):
 
     def _finish(self, reason: str, last: bytes = b"") -> None:
         """Send the answers already made, then `last`, then close."""
-        if self._holds & Hold.ENDING:
+        if self._holds & _ENDING:
             return
         factory = self.factory
         self._reason = self._reason or reason
@@ -491,8 +519,7 @@ class Connection(TCPJSONProtocol):
         turn = factory.turn
         if turn is not None and turn.connection is self:
             factory.commit(turn)
-            self._send_now(turn.answers)
-            turn.answers.clear()
+            self._send_gathered(turn)
         if self._order is not None:
             self._send_now(self._order.give_up())
         if last:
@@ -504,7 +531,13 @@ class Connection(TCPJSONProtocol):
         running, self._running = self._running, None
         for slot, (deferred, _) in (running or {}).items():
             self.factory.handler_deadlines.clear((self, slot))
+            self._cancel(deferred)
+
+    def _cancel(self, deferred: Deferred[Any]) -> None:
+        try:
             deferred.cancel()
+        except Exception:
+            log.failure("a handler for {client} cannot be cancelled", client=self.client_id)
 
     def inputEnded(self) -> None:
         """The client sends no more; it gets its answers, and no broadcasts."""
@@ -515,6 +548,7 @@ class Connection(TCPJSONProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         factory = self.factory
+        super().connectionLost(reason)
         if not self._reason:
             if self._state is State.OPEN:
                 self._reason = errors.HANDSHAKE_FAILED
@@ -526,13 +560,13 @@ class Connection(TCPJSONProtocol):
         factory.leave(self)
         factory.frame_deadlines.clear(self)
         factory.write_deadlines.clear(self)
-        super().connectionLost(reason)
         self._cancel_running()
+        factory.closed(self)
         factory.stats.disconnects[self._reason] += 1
         log.info(
             "disconnected {client} reason={reason} seconds={seconds:.3f} messages_in={messages_in}"
             " messages_out={messages_out} bytes_in={bytes_in} bytes_out={bytes_out}",
-            client=self.client_id or client_id_of(self.transport.getPeer()),
+            client=self.client_id,
             reason=self._reason,
             seconds=self._clock.seconds() - self._opened,
             messages_in=self.messages_in,
@@ -576,9 +610,17 @@ class TCPJSONServerFactory(ServerFactory):
         self.handlers: dict[type[Message], Callable[[Any, Any], Any]] = classic.router.merged(
             *routers
         ).handlers
-        self.codec = Codec([kind for kind in self.handlers if kind.__struct_config__.tag], strict)
+        types = [kind for kind in self.handlers if kind.__struct_config__.tag]
+        own = classic.router.handlers
+        self.codec = Codec(
+            types, strict, [kind for kind in types if self.handlers[kind] is not own.get(kind)]
+        )
         self.timestamps = Timestamps(wall)
+        #: Those that are served.
         self.clients: set[Connection] = set()
+        # Those that are connected, whatever their state.
+        self._connections = 0
+        self._stopped = False
         self.stats = Stats(clock.seconds(), self.handlers)
         self.turn: Turn | None = None
         self.usual_turn = Turn()
@@ -596,18 +638,30 @@ class TCPJSONServerFactory(ServerFactory):
         self.stats.sample(self.clock.seconds())
 
     def startFactory(self) -> None:
+        self._stopped = False
         self._sampler.start(SAMPLE_INTERVAL, now=False)
 
     def stopFactory(self) -> None:
+        self._stopped = True
         self._sampler.stop()
+        self._stop_timers()
+
+    def _stop_timers(self) -> None:
+        """Leave no delayed call behind when there is nobody left to serve, or to come."""
+        if self._stopped and not self._connections:
+            for deadlines in (self.frame_deadlines, self.write_deadlines, self.handler_deadlines):
+                deadlines.stop()
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:  # type: ignore[override]  # no ProtocolFactory of Twisted's own
         connection = Connection(self.clock)
         connection.factory = self
         return connection
 
-    def configure(self, descriptor: FileDescriptor | None) -> None:
-        """Set up the socket of a new connection."""
+    def opened(self, connection: Connection) -> None:
+        """A connection is there; set up its socket."""
+        self._connections += 1
+        self.stats.connections += 1
+        descriptor = descriptor_of(connection.transport)
         if not isinstance(descriptor, TCPConnection):
             return
         handle = descriptor.getHandle()
@@ -618,6 +672,11 @@ class TCPJSONServerFactory(ServerFactory):
         for option, size in self._buffers:
             if size is not None:
                 handle.setsockopt(socket.SOL_SOCKET, option, size)
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._connections -= 1
+        self._stop_timers()
 
     def welcome(self, client_id: str) -> bytes:
         """The payload of `welcome` (section 4)."""

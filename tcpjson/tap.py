@@ -42,6 +42,13 @@ def _bytes(text: str) -> int:
     return int(text)
 
 
+def _buffer(text: str) -> int:
+    size = _bytes(text)
+    if size >= 1 << 31:
+        raise ValueError("no socket takes 2147483648 bytes or more")
+    return size
+
+
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) == 0:
         raise ValueError(f"{text!r} is no number of seconds greater than 0")
@@ -87,9 +94,9 @@ class Options(usage.Options):
         _parameter(
             "handler-timeout", "How long a handler may take, in seconds.", _seconds, _DEFAULTS.handler_timeout
         ),
-        _parameter("send-buffer", "The sockets' send buffers, in bytes; the system's by default.", _bytes),
+        _parameter("send-buffer", "The sockets' send buffers, in bytes; the system's by default.", _buffer),
         _parameter(
-            "receive-buffer", "The sockets' receive buffers, in bytes; the system's by default.", _bytes
+            "receive-buffer", "The sockets' receive buffers, in bytes; the system's by default.", _buffer
         ),
     ]
 
@@ -206,8 +213,12 @@ class ServerService(Service):
         log.info("listening on {where}", where=where)
 
     def _cannot_listen(self, failure: Failure, description: str) -> None:
+        from twisted.internet import reactor
+
         for port in self._ports:
             port.stopListening()
+        # A Unix socket's file goes in the next turn of the reactor, which is not to run.
+        reactor.iterate(0)
         fail(f"cannot listen on {description}: {_reason(failure.value)}")
 
     def stopService(self) -> Deferred[Any]:

@@ -35,6 +35,9 @@ Message = dict[str, Any]
 
 TIMEOUT = 30.0
 
+# What sending says when the server has closed the connection.
+CUT = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
+
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
 _TWISTD = "from twisted.scripts.twistd import run; run()"
@@ -224,9 +227,15 @@ class Server:
                     )
                 self._changed.wait(left)
 
-    def disconnects(self, client_id: str, timeout: float = TIMEOUT) -> dict[str, str]:
-        """Wait for the line that tells of a client's end; returns its figures by their names."""
-        [match] = self.wait_for(rf"\] disconnected {re.escape(client_id)} (.*)$", timeout=timeout)[:1]
+    def disconnects(self, client_id: str, count: int = 1) -> dict[str, str]:
+        """
+        Wait for the line that tells of a client's end; returns its figures by their names.
+
+        Args:
+            client_id: of the client.
+            count: how many of this name have gone then.
+        """
+        match = self.wait_for(rf"\] disconnected {re.escape(client_id)} (.*)$", count)[-1]
         return dict(part.split("=", 1) for part in match[1].split())
 
     @property
@@ -336,10 +345,26 @@ class Peer:
         """
         try:
             data = self.socket.recv(262144)
-        except (ConnectionResetError, BrokenPipeError) as error:
+        except CUT as error:
             raise Ended(f"{error} after {bytes(self.buffer[:200])!r}", True) from None
         self.buffer += data
         return bool(data)
+
+    def nothing_for(self, seconds: float) -> None:
+        """
+        See that nothing comes for a time.
+
+        Raises:
+            AssertionError: something did, or the end.
+        """
+        self.socket.settimeout(seconds)
+        try:
+            came = self.fill()
+        except TimeoutError:
+            return
+        finally:
+            self.socket.settimeout(TIMEOUT)
+        raise AssertionError(f"came unasked: {bytes(self.buffer[:200])!r}" if came else "the end came")
 
     def payload(self) -> bytes:
         """
@@ -436,6 +461,8 @@ class ServerTestCase(SynchronousTestCase):
     options: tuple[str, ...] = ()
     #: Speak TLS.
     tls = False
+    #: Begin with a PROXY header that tells our own address.
+    proxied = False
 
     def __init__(self, methodName: str = "runTest") -> None:
         super().__init__(methodName)
@@ -459,14 +486,15 @@ class ServerTestCase(SynchronousTestCase):
                     lines = server.log[start:]
                     parts += ["--- the server's log ---", *lines[:20]]
                     parts += ["[...]", *lines[max(20, len(lines) - 40) :]] if len(lines) > 20 else []
-                raise AssertionError("\n".join(parts)).with_traceback(error.__traceback__) from None
+                raise self.failureException("\n".join(parts)).with_traceback(error.__traceback__) from None
 
         return run
 
     @property
     def port(self) -> str:
         """The endpoint that servers of this case listen on."""
-        return certificates().port if self.tls else LOOPBACK
+        port = certificates().port if self.tls else LOOPBACK
+        return f"haproxy:{port}" if self.proxied else port
 
     @property
     def server(self) -> Server:
@@ -518,7 +546,7 @@ class ServerTestCase(SynchronousTestCase):
         greet: bool = True,
     ) -> Peer:
         """
-        A client, over TLS where the case says so.
+        A client, over TLS or with a PROXY header where the case says so.
 
         Args:
             server: the shared one when left out.
@@ -532,6 +560,9 @@ class ServerTestCase(SynchronousTestCase):
             connection = certificates().client.wrap_socket(connection, server_hostname="127.0.0.1")
             self.addCleanup(connection.close)
         peer = Peer(connection)
+        if self.proxied:
+            host, number = connection.getsockname()
+            peer.write(b"PROXY TCP4 %s 127.0.0.1 %d 9999\r\n" % (host.encode(), number))
         if greet:
             peer.welcome = peer.receive()
             self.assertEqual(peer.welcome["type"], "welcome")

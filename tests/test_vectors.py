@@ -65,6 +65,12 @@ class VectorTests(ServerTestCase):
         self.assertEqual(wrong, [])
 
 
+class VectorProxyTests(VectorTests):
+    """Behind a proxy, where bytes pass another layer."""
+
+    proxied = True
+
+
 class VectorTLSTests(VectorTests):
     """Over TLS."""
 

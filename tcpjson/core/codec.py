@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -11,7 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from tcpjson.core.errors import BadFrame, BadJSON, BadMessage, ProtocolError, UnknownType
 from tcpjson.core.messages import Custom, Message, Refused, RequestId, Text
-from tcpjson.core.values import MAX_DEPTH
+from tcpjson.core.values import MAX_DEPTH, check_value
 
 _WHITE_SPACE = b" \t\n\r"
 
@@ -51,15 +51,20 @@ class Codec:
     Args:
         types: the message classes, each with a tag of its own.
         strict: refuse what is no message of these types (`--strict`).
+        checked: those of the types of which all must be fit to be relayed, as nobody knows what the
+            application makes of them.
 
     Raises:
         TypeError: two types share a tag, or msgspec cannot decode a field.
     """
 
-    def __init__(self, types: Sequence[type[Message]], strict: bool = False) -> None:
+    def __init__(
+        self, types: Sequence[type[Message]], strict: bool = False, checked: Iterable[type[Message]] = ()
+    ) -> None:
         self._decode = msgspec.json.Decoder(_union(types)).decode
         self._tags = {kind.__struct_config__.tag for kind in types}
         self._strict = strict
+        self._checked = frozenset(checked)
 
     def decode(self, payloads: Sequence[bytes]) -> list[Message]:
         """
@@ -70,17 +75,26 @@ class Codec:
             # msgspec looks at no UTF-8 in what it passes over.
             if not all(map(_isascii, payloads)):
                 deque(map(bytes.decode, payloads), maxlen=0)
-            return list(map(self._decode, payloads))
+            messages = list(map(self._decode, payloads))
+            if not self._checked:
+                return messages
         except (ValueError, RecursionError):
-            # One of them at least is no good message of a known type.
-            return [self._decode_one(payload) for payload in payloads]
+            pass
+        # One of them at least is no good message of a known type, or may have to be checked.
+        return [self._decode_one(payload) for payload in payloads]
 
     def _decode_one(self, payload: bytes) -> Message:
         try:
             payload.decode()
-            return cast("Message", self._decode(payload))
+            message: Message = self._decode(payload)
         except (ValueError, RecursionError) as error:
             return self._classify(payload, error)
+        if type(message) in self._checked:
+            try:
+                check_value(payload, MAX_DEPTH + 1)
+            except BadJSON as refusal:
+                return Refused(error=refusal, id=message.id)
+        return message
 
     def _classify(self, payload: bytes, error: Exception) -> Message:
         """What a payload is that is no good message of a known type."""

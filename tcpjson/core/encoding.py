@@ -24,7 +24,15 @@ from tcpjson.core.messages import (
 )
 from tcpjson.core.values import MAX_DEPTH, check_value
 
-encode = msgspec.json.Encoder().encode
+
+def _plain(value: object) -> object:
+    """What msgspec does not know: a subclass of int is written as the number it is."""
+    if isinstance(value, int):
+        return int(value)
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
 QUOTE = ord('"')
 

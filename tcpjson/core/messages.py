@@ -16,7 +16,8 @@ class Message(Struct, tag_field="type", kw_only=True):
     """
     A message: subclass it with `tag="the type"` and typed fields.
 
-    A field typed `msgspec.Raw` holds its JSON text unread; it was checked to be fit for any client.
+    A field typed `msgspec.Raw` holds its JSON text unread. All of a message that an application handles was
+    checked to be fit for any client.
     """
 
     #: Set by the client that wants its reply to carry it; the server sets it on the reply.

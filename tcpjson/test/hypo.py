@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.strategies import SearchStrategy
+from twisted.trial.unittest import FailTest
 
 # Failing examples are tried again in the next run. Trial empties its working folder, and a checkout is to
 # stay clean, so they are kept elsewhere.
@@ -53,7 +54,7 @@ def given(
                 notes = getattr(error, "__notes__", ())
                 # Trial prints the exception and leaves its notes out.
                 shown = "\n".join([f"{type(error).__name__}: {error}", *notes])
-                raise AssertionError(shown).with_traceback(error.__traceback__) from None
+                raise FailTest(shown).with_traceback(error.__traceback__) from None
 
         # `wraps` left word that the test takes the parameters of the method.
         del test.__wrapped__

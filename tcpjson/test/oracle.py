@@ -45,6 +45,15 @@ def parse(text: bytes) -> Any:
     return value
 
 
+def is_json(text: str) -> bool:
+    """Whether a text is JSON."""
+    try:
+        parse(text.encode())
+    except ValueError:
+        return False
+    return True
+
+
 def parts(value: Any) -> Iterator[Any]:
     """A value, and all values and names in it."""
     waiting = [value]
@@ -93,91 +102,89 @@ def field(payload: bytes, name: str) -> Any:
 
 # JSON texts as they can be written, not as a serializer would.
 
-_digits = st.one_of(
-    st.text("0123456789", min_size=1, max_size=4),
-    st.text("0189", min_size=17, max_size=24),
-    st.sampled_from(["9223372036854775807", "9223372036854775808", "9223372036854775809"]),
-    st.sampled_from(["18446744073709551615", "18446744073709551616", "1" * 309, "9" * 330]),
-)
-_fractions = _digits.map(lambda digits: f".{digits}")
-_exponents = st.builds(
-    "{}{}{}".format,
-    st.sampled_from("eE"),
-    st.sampled_from(["", "+", "-"]),
-    st.one_of(st.sampled_from(["0", "5", "007", "307", "308", "309", "999"]), _digits),
-)
+_EDGES = [
+    "9223372036854775807",
+    "9223372036854775808",
+    "9223372036854775809",
+    "18446744073709551615",
+    "18446744073709551616",
+    "1" * 309,
+    "9" * 330,
+]
+_EXPONENTS = ["0", "5", "007", "307", "308", "309", "999", "0" * 25, "9" * 25]
+_CHARACTERS = [
+    *(r"\"", r"\\", r"\/", r"\b", r"\n", r"\u0000", r"\u005c", r"\u0022", r"\ud83d\ude00"),
+    *"[]{}:,eE.-+0é😀\x7f ",
+    "12345678901234567890",
+    "-99999999999999999999999",
+    "1e999",
+]
+_FAULTS = [*'[]{},:"\\-+.eE01x\0\n\x1f', "", " ", "NaN", "Infinity", r"\ud800", r"\udc00", r"\u12"]
 
 
-def _number(sign: str, whole: str, fraction: str, exponent: str) -> str:
-    return sign + (whole.lstrip("0") or "0") + fraction + exponent
+def _digits(draw: st.DrawFn) -> str:
+    length = draw(st.sampled_from([1, 2, 3, 17, 18, 19, 20, 21, 25, 0]))
+    if length:
+        return str(draw(st.integers(0, 10**length - 1)))
+    edge: str = draw(st.sampled_from(_EDGES))
+    return edge
 
 
-numbers = st.builds(
-    _number,
-    st.sampled_from(["", "-"]),
-    _digits,
-    st.one_of(st.just(""), _fractions),
-    st.one_of(st.just(""), _exponents),
-)
-
-_characters = st.one_of(
-    st.sampled_from([r"\"", r"\\", r"\/", r"\b", r"\n", r"\u0000", r"\u005c", r"\u0022", r"\ud83d\ude00"]),
-    st.sampled_from(["[", "]", "{", "}", ":", ",", "e", "E", ".", "-", "+", "é", "😀", "\x7f", " "]),
-    _digits,
-    numbers,
-)
-strings = st.lists(_characters, max_size=6).map(lambda parts: '"' + "".join(parts) + '"')
-
-_spaces = st.sampled_from(["", "", "", " ", "\n", "\t\r "])
-scalars = st.one_of(numbers, strings, st.sampled_from(["true", "false", "null"]))
-
-
-def _array(space: str, items: list[str]) -> str:
-    return "[" + space + f"{space},".join(items) + space + "]"
-
-
-def _object(space: str, items: list[tuple[str, str]]) -> str:
-    members = [f"{name}{space}:{space}{value}" for name, value in items]
-    return "{" + space + f",{space}".join(members) + "}"
-
-
-def _containers(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    return st.one_of(
-        st.builds(_array, _spaces, st.lists(inner, max_size=3)),
-        # Names that stand twice have no defined meaning, so the names differ.
-        st.builds(
-            _object,
-            _spaces,
-            st.lists(st.tuples(strings, inner), max_size=3, unique_by=lambda item: json.loads(item[0])),
-        ),
+@st.composite
+def numbers(draw: st.DrawFn) -> str:
+    """Numbers of every form, short and long, within bounds and outside."""
+    sign, point, exponent = draw(
+        st.sampled_from(
+            [(sign, point, e) for sign in ("", "-") for point in (0, 1) for e in ("", "e", "E-", "e+")]
+        )
     )
+    text = sign + _digits(draw)
+    if point:
+        text += "." + "0" * draw(st.integers(0, 3)) + _digits(draw)
+    if exponent:
+        text += exponent + draw(st.sampled_from(_EXPONENTS))
+    return text
 
 
-def _nested(text: str, opening: list[str]) -> str:
-    closing = "".join("]" if bracket == "[" else "}" for bracket in reversed(opening))
-    return "".join("[" if bracket == "[" else '{"a":' for bracket in opening) + text + closing
+@st.composite
+def strings(draw: st.DrawFn) -> str:
+    """Strings that look like other JSON where one does not look closely."""
+    return '"' + "".join(draw(st.lists(st.sampled_from(_CHARACTERS), max_size=6))) + '"'
 
 
-_values = st.recursive(scalars, _containers, max_leaves=8)
-#: JSON texts that are valid, though perhaps not fit to be relayed.
-texts = st.one_of(
-    _values,
-    st.builds(_nested, _values, st.lists(st.sampled_from("[{"), min_size=60, max_size=68)),
-)
+@st.composite
+def texts(draw: st.DrawFn, budget: int = 6) -> str:
+    """JSON texts that are valid, though perhaps not fit to be relayed; `budget` bounds their size."""
+    kind = draw(st.sampled_from(["number", "string", "word", "array", "object", "deep"]))
+    if kind == "number" or budget <= 0:
+        return draw(numbers())
+    if kind == "string":
+        return draw(strings())
+    if kind == "word":
+        return draw(st.sampled_from(["true", "false", "null"]))
+    space = draw(st.sampled_from(["", " ", "\n", "\t\r "]))
+    if kind == "deep":
+        brackets = draw(st.sampled_from(["[", "{", "[{"]))
+        depth = draw(st.integers(61, 66))
+        opening = (brackets * depth)[:depth]
+        return (
+            opening.replace("{", '{"a":' + space)
+            + draw(texts(budget=budget - 4))
+            + opening[::-1].translate(str.maketrans("[{", "]}"))
+        )
+    count = draw(st.integers(0, 3))
+    items = [draw(texts(budget=budget - 2)) for _ in range(count)]
+    if kind == "array":
+        return "[" + space + f"{space},".join(items) + space + "]"
+    # Names that stand twice have no defined meaning, so the names differ.
+    members = [f'{draw(strings())[:-1]}{number}"{space}:{item}{space}' for number, item in enumerate(items)]
+    return "{" + space + ",".join(members) + "}"
 
 
-def _damaged(text: str, position: int, count: int, inserted: str) -> str:
-    position %= len(text) + 1
-    return text[:position] + inserted + text[position + count :]
-
-
-#: JSON texts with a fault, or what is still none.
-damaged = st.builds(
-    _damaged,
-    texts,
-    st.integers(0, 200),
-    st.integers(0, 2),
-    st.sampled_from(
-        [*'[]{},:"\\-+.eE01x\0\n\x1f', "", " ", "NaN", "Infinity", r"\ud800", r"\udc00", r"\u12"]
-    ),
-)
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    """JSON texts with a fault, or what is still none."""
+    text: str = draw(texts())
+    fault: str = draw(st.sampled_from(_FAULTS))
+    position = draw(st.integers(0, 200)) % (len(text) + 1)
+    return text[:position] + fault + text[position + draw(st.integers(0, 2)) :]

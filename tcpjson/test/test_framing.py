@@ -195,9 +195,6 @@ class StepTests(SynchronousTestCase):
                 model.held, data, last = b"", b"", []
                 self.assertFalse(reader.ready)
                 self.assertEqual(reader.announced, 0)
-            if step == "feed":
-                # What is put back must not come behind what arrived later.
-                last = []
             self.assertEqual(reader.begun, bool(model.held))
             whole = Model()
             whole.held = model.held
@@ -292,4 +289,4 @@ class CostTests(SynchronousTestCase):
 
     def test_many_frames_behind_a_long_one(self) -> None:
         data = frame(bytes(500_000)) + frame(bytes(100)) * 5_000
-        self._assert_linear(data[:300_000] + data[300_000:], 300_000, count=16)
+        self._assert_linear(data, 300_000, count=16)

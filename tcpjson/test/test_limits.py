@@ -44,6 +44,4 @@ class LimitsTests(SynchronousTestCase):
     def test_welcome_says_what_is_in_force(self) -> None:
         """Section 4; what is not enforced yet is not said."""
         limits = Limits(max_queue=1000, frame_timeout=1.5, write_timeout=2)
-        self.assertEqual(
-            limits.announced(), {"max_queue": 1000, "frame_timeout": 1.5, "write_timeout": 2}
-        )
+        self.assertEqual(limits.announced(), {"max_queue": 1000, "frame_timeout": 1.5, "write_timeout": 2})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import select
 import socket
@@ -24,6 +25,20 @@ from tcpjson.core.framing import FrameReader, frame
 from tcpjson.core.limits import LARGEST_FRAME
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+def run_due(clock: Clock) -> bool:
+    """
+    Run what is due now, but not what that makes due: one pass of a reactor, where `advance(0)` would run
+    all. Returns whether there was anything.
+    """
+    due = [call for call in clock.calls if call.getTime() <= clock.seconds()]
+    for call in due:
+        if call.active():
+            clock.calls.remove(call)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+    return bool(due)
 
 
 class Loop(Clock):
@@ -80,8 +95,7 @@ class Loop(Clock):
 
     def turn(self, wait: float = 0.0) -> bool:
         """One pass, with a wait of some seconds for the sockets; returns whether anything happened."""
-        due = [call for call in self.getDelayedCalls() if call.getTime() <= self.seconds()]
-        self.advance(0)
+        due = run_due(self)
         poll = select.poll()
         watched = {}
         for descriptor in self.readers | self.writers:
@@ -93,7 +107,7 @@ class Loop(Clock):
         for number, event in happened:
             if watched[number] in self.readers | self.writers:
                 self._handle(watched[number], event)
-        return bool(due or happened)
+        return due or bool(happened)
 
     def settle(self) -> None:
         """Go on until nothing happens any more."""
@@ -183,6 +197,10 @@ class Wire:
             view = view[self.socket.send(view) :]
             self.loop.settle()
 
+    def seal(self, data: bytes) -> bytes:
+        """The bytes as they are to go over the wire."""
+        return data
+
     def send_payload(self, *payloads: bytes) -> None:
         """Send payloads, each in a frame."""
         self.send(b"".join(map(frame, payloads)))
@@ -250,16 +268,17 @@ class TLSWire(Wire):
                 return
             self.data += plain
 
-    def send(self, data: bytes) -> None:
+    def seal(self, data: bytes) -> bytes:
         self.tls.write(data)
-        self._send_raw()
+        return self._outgoing.read()
+
+    def send(self, data: bytes) -> None:
+        super().send(self.seal(data))
 
     def say_goodbye(self) -> None:
         """Send close_notify."""
-        try:
+        with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
-        except ssl.SSLWantReadError:
-            pass
         self._send_raw()
 
 
@@ -279,9 +298,7 @@ def attach(loop: Loop, protocol: IProtocol, ours: socket.socket) -> unix.Server:
     return transport
 
 
-def connect(
-    loop: Loop, factory: IProtocolFactory, *, tls: bool = False, send_buffer: int | None = None
-) -> Wire:
+def connect(loop: Loop, factory: Any, *, tls: bool = False, send_buffer: int | None = None) -> Wire:
     """A new connection to what `factory` makes."""
     ours, theirs = socket_pair(send_buffer)
     if tls:

@@ -1,0 +1,2072 @@
+"""The server in memory, and on sockets where it matters."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Raw
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.testing import StringTransport
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from tcpjson import Limits, Message, Router, __version__
+from tcpjson.core.errors import CODES, Forbidden, GoingAway, ProtocolError, SlowConsumer
+from tcpjson.core.framing import frame
+from tcpjson.core.messages import Answer, EchoResponse, Error, Ping
+from tcpjson.server import Connection, TCPJSONServerFactory, client_id_of
+from tcpjson.test.wires import Loop, TLSWire, Wire, attach, connect, socket_pair, tls_factory
+from tcpjson.testing import MemoryServer, Peer
+from tcpjson.vectors import Vector, load, strict_json
+
+
+class Do(Message, tag="do"):
+    """A request whose handler does what the test has in mind."""
+
+    n: int = 0
+
+
+class Case(SynchronousTestCase):
+    def setUp(self) -> None:
+        #: What the handler of `Do` does; it gets the session and the message.
+        self.act: Callable[[Any, Do], Any] = lambda session, message: None
+
+    def server(self, **options: Any) -> MemoryServer:
+        """A server with a handler of `Do`; stopped at the end of the test."""
+        router = Router()
+
+        def do(session: Any, message: Any) -> Any:
+            return self.act(session, message)
+
+        router.add(Do, do)
+        server = MemoryServer(routers=[router], **options)
+        self.addCleanup(server.stop)
+        return server
+
+    def peer(self, server: MemoryServer) -> Peer:
+        """A client that has read its welcome."""
+        peer = server.connect()
+        [welcome] = peer.receive()
+        self.assertEqual(welcome["type"], "welcome")
+        return peer
+
+    def assertTypes(self, messages: list[Any], *types: str) -> None:
+        """The types of messages; of errors, the codes."""
+        self.assertEqual(
+            [message["code"] if message["type"] == "error" else message["type"] for message in messages],
+            list(types),
+        )
+
+
+def echo(content: object, **fields: object) -> dict[str, object]:
+    return {"type": "echo", "content": content, **fields}
+
+
+def do(n: int = 0, **fields: object) -> dict[str, object]:
+    return {"type": "do", "n": n, **fields}
+
+
+def cast(content: object, **fields: object) -> dict[str, object]:
+    return {"type": "broadcast", "content": content, **fields}
+
+
+def ns(messages: list[Any]) -> list[Any]:
+    return [message["n"] for message in messages]
+
+
+def contents(messages: list[Any]) -> list[Any]:
+    return [message["content"] for message in messages if "content" in message]
+
+
+class WelcomeTests(Case):
+    """Section 4."""
+
+    def test_all_fields(self) -> None:
+        [welcome] = self.server().connect().receive()
+        self.assertEqual(
+            welcome,
+            {
+                "type": "welcome",
+                "client_id": "127.0.0.1:50000",
+                "message": "Welcome to the tcpjson server",
+                "timestamp": "2024-01-01T12:00:00.000Z",
+                "protocol": 1,
+                "server": f"tcpjson/{__version__}",
+                "max_length": 1048576,
+                "heartbeat": None,
+                "compression": [],
+                "features": [],
+                "auth": [],
+                "limits": {"max_queue": 8388608, "frame_timeout": 30.0, "write_timeout": 10.0},
+            },
+        )
+
+    def test_limits_in_force(self) -> None:
+        limits = Limits(max_length=1000, max_queue=2000, frame_timeout=3, write_timeout=4.5)
+        server = self.server(limits=limits)
+        server.advance(1.5)
+        [welcome] = server.connect().receive()
+        self.assertEqual(welcome["max_length"], 1000)
+        self.assertEqual(welcome["limits"], {"max_queue": 2000, "frame_timeout": 3.0, "write_timeout": 4.5})
+        self.assertEqual(welcome["timestamp"], "2024-01-01T12:00:01.500Z")
+
+    def test_client_ids(self) -> None:
+        self.assertEqual(client_id_of(IPv4Address("TCP", "192.0.2.1", 80)), "192.0.2.1:80")
+        self.assertEqual(client_id_of(IPv6Address("TCP", "2001:db8::1", 80)), "[2001:db8::1]:80")
+
+    def test_unix_clients_are_numbered(self) -> None:
+        server = self.server()
+        names = []
+        for _ in range(2):
+            connection = server.factory.buildProtocol(None)
+            connection.makeConnection(StringTransport(peerAddress=UNIXAddress(None)))
+            names.append(connection.client_id)
+        self.assertEqual(names, ["unix:1", "unix:2"])
+
+
+class VectorTests(Case):
+    """The wire contract as data (tcpjson/vectors)."""
+
+    def play(self, vector: Vector, cut: Callable[[list[bytes]], list[bytes]]) -> None:
+        server = self.server(strict=vector.options.get("strict", False))
+        other = self.peer(server)
+        sender = self.peer(server)
+        for piece in cut(vector.pieces(server.factory.limits.max_length)):
+            sender.send_bytes(piece)
+        for peer, expected in ((sender, vector.expect), (other, vector.others)):
+            payloads = peer.receive_payloads()
+            self.assertEqual(len(payloads), len(expected), payloads)
+            for payload, matcher in zip(payloads, expected, strict=True):
+                self.assertIsNone(matcher.mismatch(payload))
+        self.assertEqual(sender.closed, vector.then == "closed")
+        if vector.then == "open":
+            sender.send({"type": "ping"})
+            self.assertTypes(sender.receive(), "pong")
+
+    def test_each_piece_on_its_own(self) -> None:
+        for vector in load():
+            with self.subTest(vector.name):
+                self.play(vector, lambda pieces: pieces)
+
+    def test_all_in_one_read(self) -> None:
+        for vector in load():
+            with self.subTest(vector.name):
+                self.play(vector, lambda pieces: [b"".join(pieces)])
+
+    def test_byte_by_byte(self) -> None:
+        for vector in load():
+            if sum(map(len, vector.pieces(1 << 20))) < 5000:
+                with self.subTest(vector.name):
+                    self.play(vector, lambda pieces: [bytes([byte]) for byte in b"".join(pieces)])
+
+
+class FrameTests(Case):
+    """What is wrong with frames, and what stays right."""
+
+    def test_answers_of_the_same_read_come_first(self) -> None:
+        server = self.server()
+        for bad, code, fatal in (
+            (b"\xff\xff\xff\xff", "too_large", True),
+            (b"\0\0\0\0", "bad_frame", False),
+            (frame(b"{"), "bad_json", False),
+            (frame(b'{"type": 1}'), "bad_message", False),
+        ):
+            peer = self.peer(server)
+            peer.send_bytes(frame(b'{"type":"ping","id":1}') + frame(b'{"type":"echo"}') + bad)
+            answers = peer.receive()
+            self.assertTypes(answers, "pong", "echo_response", code)
+            self.assertEqual((answers[2]["fatal"], peer.closed), (fatal, fatal))
+
+    def test_answers_around_an_error(self) -> None:
+        peer = self.peer(self.server())
+        peer.send_payload(b'{"type":"ping"}', b"{", b'{"type":"ping"}', b"", b'{"type":"ping"}')
+        self.assertTypes(peer.receive(), "pong", "bad_json", "pong", "bad_frame", "pong")
+
+    def test_too_large(self) -> None:
+        server = self.server(limits=Limits(max_length=100))
+        peer = self.peer(server)
+        peer.send_bytes(frame(b'"%s"' % (b"x" * 98)))
+        self.assertTypes(peer.receive(), "echo")
+        peer.send_bytes(b"\0\0\0\x65")
+        [error] = peer.receive()
+        self.assertEqual((error["code"], error["fatal"]), ("too_large", True))
+        self.assertIn("101", error["message"])
+        self.assertIn("100", error["message"])
+        self.assertTrue(peer.closed)
+        for _ in range(10):
+            peer.send_bytes(bytes(100_000))
+        peer.send({"type": "ping"})
+        self.assertEqual(peer.receive(), [])
+        self.assertEqual(server.factory.stats.messages_in, 1)
+        self.assertFalse(peer.connection._reader.begun)
+        server.advance(2.1)
+        self.assertTrue(peer.aborted)
+
+    def test_errors_name_the_request(self) -> None:
+        peer = self.peer(self.server(strict=True))
+        peer.send({"type": "nobody", "id": "a"}, {"type": "echo", "id": 5, "content": 2**64})
+        first, second = peer.receive()
+        self.assertEqual((first["code"], first["id"]), ("unknown_type", "a"))
+        self.assertEqual((second["code"], second["id"]), ("bad_json", 5))
+
+    def test_string_received(self) -> None:
+        """The name that `Int32StringReceiver` publishes handles one payload."""
+        peer = self.peer(self.server())
+        peer.connection.stringReceived(b'{"type":"ping"}')
+        self.assertTypes(peer.receive(), "pong")
+
+
+class FrameTimeoutTests(Case):
+    """A frame that begins must end (section 1)."""
+
+    def cut_after(self, server: MemoryServer, peer: Peer, most: float, *trickle: bytes) -> float:
+        """Let time pass until the peer is cut for its frame; returns the seconds it took."""
+        start = server.clock.seconds()
+        pieces = list(trickle)
+        while not peer.closed and server.clock.seconds() - start < most:
+            if pieces:
+                peer.send_bytes(pieces.pop(0))
+            server.advance(0.5)
+        if peer.closed:
+            [error] = peer.receive()
+            self.assertEqual((error["code"], error["fatal"]), ("frame_timeout", True))
+        return server.clock.seconds() - start
+
+    def assertAbout(self, seconds: float, due: float) -> None:
+        self.assertTrue(due <= seconds < due + 1, f"{seconds} and not {due}")
+
+    def test_a_length_that_is_not_complete(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        peer.send_bytes(b"\0")
+        self.assertAbout(self.cut_after(server, peer, 100), 30)
+        self.assertEqual(server.factory.stats.errors, {"frame_timeout": 1})
+        peer.close()
+        self.assertEqual(server.factory.stats.disconnects, {"frame_timeout": 1})
+
+    def test_the_allowance_for_its_length(self) -> None:
+        server = self.server()
+        for announced, seconds in ((16 * 1024, 31), (1 << 20, 94)):
+            peer = self.peer(server)
+            peer.send_bytes(announced.to_bytes(4, "big"))
+            self.assertAbout(self.cut_after(server, peer, 200), seconds)
+
+    def test_a_byte_now_and_then(self) -> None:
+        """Bytes that come do not buy time; only the length does, once."""
+        server = self.server(limits=Limits(frame_timeout=5))
+        peer = self.peer(server)
+        trickle = [b"\0", b"\1", b"\0", b"\0", *[b"x"] * 100]
+        self.assertAbout(self.cut_after(server, peer, 100, *trickle), 5 + 4)
+
+    def test_each_frame_has_its_own_time(self) -> None:
+        server = self.server(limits=Limits(frame_timeout=5))
+        peer = self.peer(server)
+        ping = frame(b'{"type":"ping"}')
+        for _ in range(20):
+            # The end of one, and the begin of the next.
+            peer.send_bytes(ping[2:] + ping[:2] if peer.connection._reader.begun else ping[:2])
+            server.advance(4)
+        self.assertTypes(peer.receive(), *["pong"] * 19)
+        self.assertAbout(self.cut_after(server, peer, 100), 1)
+
+    def test_a_frame_in_time(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        peer.send_bytes(b"\0\0")
+        server.advance(29)
+        peer.send_bytes(b"\0\2hi")
+        server.advance(1000)
+        self.assertTypes(peer.receive(), "echo")
+        self.assertFalse(peer.closed)
+
+    def test_no_frame_no_deadline(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        server.advance(1000)
+        self.assertFalse(peer.closed)
+
+    def test_it_stands_still_while_answers_wait(self) -> None:
+        server = self.server(limits=Limits(frame_timeout=5))
+        peer = self.peer(server)
+        peer.send_bytes(b"\0\0")
+        peer.stop_reading()
+        peer.send_bytes(b"\0\2hi" + frame(b'"%s"' % (b"x" * 70_000)) + b"\0\0")
+        self.assertTrue(peer.connection.paused)
+        server.advance(500)
+        self.assertFalse(peer.closed)
+        peer.start_reading()
+        self.assertTypes(peer.receive(), "echo", "echo")
+        self.assertAbout(self.cut_after(server, peer, 100), 5)
+
+    def test_it_stands_still_while_handlers_are_at_their_bound(self) -> None:
+        server = self.server(limits=Limits(frame_timeout=5, max_handlers=1, handler_timeout=1000))
+        waiting: Deferred[None] = Deferred()
+        self.act = lambda session, message: waiting
+        peer = self.peer(server)
+        peer.send_bytes(frame(json.dumps(do()).encode()) + b"\0\0")
+        server.advance(500)
+        self.assertFalse(peer.closed)
+        waiting.callback(None)
+        server.settle()
+        self.assertAbout(self.cut_after(server, peer, 100), 5)
+
+    def test_it_stands_still_while_the_application_pauses(self) -> None:
+        # Bug S4: `pauseProducing` between two reads leaves the deadline in force.
+        server = self.server(limits=Limits(frame_timeout=5))
+        peer = self.peer(server)
+        peer.send_bytes(b"\0\0")
+        peer.connection.pauseProducing()
+        server.advance(500)
+        self.assertFalse(peer.closed)
+        peer.connection.resumeProducing()
+        self.assertAbout(self.cut_after(server, peer, 100), 5)
+
+    def test_the_client_closes(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        peer.send_bytes(b"\0\0")
+        peer.close()
+        server.advance(100)
+        self.assertEqual(server.factory.stats.disconnects, {"client_closed": 1})
+
+
+class BackpressureTests(Case):
+    """Section 10: a peer's own requests never make its queue full."""
+
+    def check(self, peer: Peer, server: MemoryServer, requests: int, most: int, answer: str) -> None:
+        """Requests are handled while little waits, and all answers come, once and in order."""
+        handled = server.factory.stats.messages_in
+        peer.stop_reading()
+        peer.send(*(do(number) for number in range(requests)))
+        self.assertLessEqual(server.factory.stats.messages_in - handled, most)
+        self.assertEqual(peer.transport.producerState, "paused")
+        server.advance(1000)
+        self.assertFalse(peer.closed)
+        self.assertLessEqual(server.factory.stats.messages_in - handled, most)
+        peer.start_reading()
+        answers = peer.receive()
+        self.assertTypes(answers, *[answer] * requests)
+        self.assertEqual(ns(answers), list(range(requests)))
+        self.assertEqual(peer.transport.producerState, "producing")
+
+    def test_in_the_middle_of_a_read(self) -> None:
+        server = self.server()
+        self.act = lambda session, message: {"type": "done", "n": message.n, "fill": "x" * 1000}
+        self.check(self.peer(server), server, 1000, 66, "done")
+
+    def test_classic_answers(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        peer.stop_reading()
+        peer.send(*(echo([number, "x" * 1000]) for number in range(500)))
+        self.assertLessEqual(server.factory.stats.messages_in, 66)
+        peer.start_reading()
+        self.assertEqual([content[0] for content in contents(peer.receive())], list(range(500)))
+
+    def test_errors_are_answers(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        peer.stop_reading()
+        peer.send_payload(*[b"{"] * 5000)
+        self.assertLessEqual(server.factory.stats.messages_in, 1000)
+        peer.start_reading()
+        self.assertTypes(peer.receive(), *["bad_json"] * 5000)
+
+    def test_answers_of_coroutines(self) -> None:
+        # Bug S5: what is settled at once is gathered without a bound for up to 128 requests.
+        server = self.server(limits=Limits(max_handlers=1000))
+
+        async def answer(session: Any, message: Do) -> Any:
+            return {"type": "done", "n": message.n, "fill": "x" * 10_000}
+
+        self.act = answer
+        self.check(self.peer(server), server, 200, 8, "done")
+
+    def test_what_handlers_send(self) -> None:
+        # Bug S5, too.
+        server = self.server()
+        self.act = lambda session, message: session.send(
+            {"type": "sent", "n": message.n, "fill": "x" * 10_000}
+        )
+        self.check(self.peer(server), server, 200, 8, "sent")
+
+    def test_answers_that_wait_for_a_slow_handler(self) -> None:
+        server = self.server(limits=Limits(handler_timeout=10_000))
+        slow: Deferred[Any] = Deferred()
+        fill = "x" * 10_000
+
+        def act(session: Any, message: Do) -> Any:
+            return slow if message.n == 0 else {"type": "done", "n": message.n, "fill": fill}
+
+        self.act = act
+        peer = self.peer(server)
+        peer.send(*(do(number) for number in range(100)))
+        self.assertLessEqual(server.factory.stats.messages_in, 8)
+        server.advance(1000)
+        self.assertEqual(peer.receive(), [])
+        slow.callback({"type": "done", "n": 0})
+        server.settle()
+        self.assertEqual(ns(peer.receive()), list(range(100)))
+
+    def test_a_slow_answer_while_others_wait(self) -> None:
+        """Each of many slow handlers comes to a large answer; the peer reads late."""
+        server = self.server()
+        slow: list[Deferred[Any]] = []
+
+        def act(session: Any, message: Do) -> Any:
+            slow.append(Deferred())
+            return slow[-1]
+
+        self.act = act
+        peer = self.peer(server)
+        peer.stop_reading()
+        peer.send(*(do(number) for number in range(20)))
+        for number, deferred in enumerate(slow):
+            deferred.callback({"type": "done", "n": number, "fill": "x" * 20_000})
+        peer.send(*(echo(number) for number in range(20)))
+        self.assertLessEqual(server.factory.stats.messages_in, 21)
+        peer.start_reading()
+        answers = peer.receive()
+        self.assertEqual(ns(answers[:20]), list(range(20)))
+        self.assertEqual(contents(answers[20:]), list(range(20)))
+
+    def test_one_reader_does_not_hold_up_another(self) -> None:
+        server = self.server()
+        stuck, healthy = self.peer(server), self.peer(server)
+        stuck.stop_reading()
+        stuck.send(*(echo("x" * 1000) for _ in range(1000)))
+        healthy.send(*(echo(number) for number in range(1000)))
+        self.assertEqual(contents(healthy.receive()), list(range(1000)))
+
+    def test_it_goes_on_below_half(self) -> None:
+        """No request is handled before most of the answers have left."""
+        server = self.server()
+        slow: list[Deferred[Any]] = []
+
+        def act(session: Any, message: Do) -> Any:
+            slow.append(Deferred())
+            return slow[-1]
+
+        self.act = act
+        peer = self.peer(server)
+        transport = peer.transport
+        peer.stop_reading()
+        peer.send(*(do(number, id=number) for number in range(20)))
+        for deferred in slow:
+            deferred.callback({"type": "done", "fill": "x" * 20_000})
+        write = transport.write
+
+        def sip(data: bytes) -> None:
+            write(data)
+            peer.stop_reading()
+
+        transport.write = sip  # type: ignore[method-assign]  # takes one piece at a time
+        peer.send(*(echo(number) for number in range(20)))
+        held = []
+        while server.factory.stats.messages_in < 40:
+            held.append(peer.connection._outbox.answers)
+            peer.start_reading()
+        # One was handled, and found that too much waits.
+        self.assertGreater(len(held), 5)
+        self.assertGreater(min(held), 32 * 1024)
+
+    def test_over_sockets(self) -> None:
+        """A client that reads only when it can write no more; through TLS, too."""
+        total = 400
+        requests = [json.dumps(echo([number, "x" * 1000])).encode() for number in range(total)]
+        for tls in (False, True):
+            loop = Loop()
+            factory = TCPJSONServerFactory(loop)
+            wire = connect(loop, factory, tls=tls, send_buffer=4096)
+            wire.payloads()
+            pending = wire.seal(b"".join(map(frame, requests)))
+            answers: list[bytes] = []
+            while len(answers) < total:
+                try:
+                    pending = pending[wire.socket.send(pending) :] if pending else pending
+                except BlockingIOError:
+                    # What is neither handled nor answered is in the sockets, and in one read.
+                    self.assertLess(factory.stats.messages_in, len(answers) + 250)
+                    answers += wire.payloads()
+                else:
+                    loop.settle()
+                    if not pending:
+                        answers += wire.payloads()
+            self.assertEqual([json.loads(answer)["content"][0] for answer in answers], list(range(total)))
+            wire.socket.close()
+            loop.close()
+
+
+class SlowConsumerTests(Case):
+    """A client that does not read what others send (sections 9 and 10)."""
+
+    def test_a_full_queue(self) -> None:
+        server = self.server(limits=Limits(max_queue=100_000))
+        sender, healthy, stuck = self.peer(server), self.peer(server), self.peer(server)
+        stuck.stop_reading()
+        for number in range(30):
+            sender.send(cast([number, "x" * 10_000]))
+        answers = sender.receive()
+        # Nine fit; the tenth ends it.
+        self.assertEqual([answer["recipients"] for answer in answers], [2] * 10 + [1] * 20)
+        self.assertEqual([content[0] for content in contents(healthy.receive())], list(range(30)))
+        self.assertEqual(len(server.factory.clients), 2)
+        self.assertEqual(server.factory.stats.errors, {"slow_consumer": 1})
+        stuck.start_reading()
+        # Nothing had begun to leave: the error is all there is.
+        [error] = stuck.receive()
+        self.assertEqual((error["code"], error["fatal"]), ("slow_consumer", True))
+        self.assertTrue(stuck.closed)
+        stuck.close()
+        self.assertEqual(server.factory.stats.disconnects, {"slow_consumer": 1})
+
+    def test_it_is_aborted_if_it_reads_nothing(self) -> None:
+        server = self.server(limits=Limits(max_queue=10_000))
+        sender, stuck = self.peer(server), self.peer(server)
+        stuck.stop_reading()
+        sender.send(*(cast("x" * 5000) for _ in range(3)))
+        self.assertFalse(stuck.closed)
+        server.advance(1.8)
+        self.assertFalse(stuck.closed)
+        server.advance(0.3)
+        self.assertTrue(stuck.aborted)
+
+    def test_whole_frames_and_then_the_error(self) -> None:
+        """On a socket something has left: the frame that was begun is completed."""
+        for tls in (False, True):
+            loop = Loop()
+            factory = TCPJSONServerFactory(loop, limits=Limits(max_queue=200_000))
+            sender = connect(loop, factory)
+            stuck = connect(loop, factory, tls=tls, send_buffer=4096)
+            stuck.payloads()
+            for number in range(60):
+                sender.send_payload(json.dumps(cast([number, "x" * 10_000])).encode())
+                sender.payloads()
+            self.assertEqual(factory.stats.errors, {"slow_consumer": 1})
+            messages = [json.loads(payload) for payload in stuck.payloads()]
+            self.assertTypes(messages, *["broadcast"] * (len(messages) - 1), "slow_consumer")
+            self.assertEqual([content[0] for content in contents(messages)], list(range(len(messages) - 1)))
+            self.assertLess(len(messages), 12)
+            stuck.close()
+            sender.close()
+            loop.close()
+
+    def test_a_queue_is_tried_before_it_is_called_full(self) -> None:
+        """The reader has made room, of which the reactor has not told yet."""
+        for tls in (False, True):
+            loop = Loop()
+            factory = TCPJSONServerFactory(loop, limits=Limits(max_queue=60_000))
+            sender = connect(loop, factory)
+            [connection] = factory.clients
+            reader = connect(loop, factory, tls=tls, send_buffer=100_000)
+            reader.payloads()
+            connection.stringReceived(json.dumps(cast("x" * 300_000)).encode())
+            loop.settle()
+            [outbox] = [client._outbox for client in factory.clients if client is not connection]
+            self.assertGreater(outbox.waiting, 60_000)
+            while reader.take(1 << 20):
+                pass
+            # There was no turn since: only the socket knows.
+            self.assertGreater(outbox.waiting, 60_000)
+            connection.stringReceived(json.dumps(cast("y")).encode())
+            self.assertEqual(factory.stats.errors, {})
+            messages = [json.loads(payload) for payload in reader.payloads()]
+            self.assertEqual(contents(messages), ["x" * 300_000, "y"])
+            sender.socket.close()
+            reader.socket.close()
+            loop.close()
+
+    def test_nothing_taken_for_write_timeout(self) -> None:
+        server = self.server()
+        sender, stuck = self.peer(server), self.peer(server)
+        stuck.stop_reading()
+        sender.send(cast("hello"))
+        server.advance(9.9)
+        self.assertFalse(stuck.connection.paused)
+        server.advance(3.2)
+        self.assertTrue(stuck.connection.paused)
+        self.assertEqual(server.factory.stats.errors, {"slow_consumer": 1})
+        stuck.start_reading()
+        self.assertTypes(stuck.receive(), "slow_consumer")
+        self.assertEqual(server.factory.clients, {sender.connection})
+
+    def test_it_is_told_what_was_too_slow(self) -> None:
+        server = self.server(limits=Limits(write_timeout=2.5))
+        sender, stuck = self.peer(server), self.peer(server)
+        stuck.stop_reading()
+        sender.send(cast("hello"))
+        server.advance(4)
+        stuck.start_reading()
+        [error] = stuck.receive()
+        self.assertIn("2.5 seconds", error["message"])
+
+    def test_one_that_reads_late_is_not_cut(self) -> None:
+        server = self.server()
+        sender, late = self.peer(server), self.peer(server)
+        for number in range(10):
+            late.stop_reading()
+            sender.send(cast(number))
+            server.advance(8)
+            late.start_reading()
+        server.advance(100)
+        self.assertEqual(contents(late.receive()), list(range(10)))
+        self.assertFalse(late.closed)
+
+    def test_one_that_takes_a_little_is_not_cut(self) -> None:
+        """As long as the system's buffer is emptied, however slowly; then it stops."""
+        loop = Loop()
+        factory = TCPJSONServerFactory(loop)
+        sender = connect(loop, factory)
+        reader = connect(loop, factory, send_buffer=4096)
+        reader.payloads()
+        sender.send_payload(json.dumps(cast("x" * 500_000)).encode())
+        self.assertTypes([json.loads(payload) for payload in sender.payloads()], "welcome", "broadcast_sent")
+        loop.advance(1)
+        for _ in range(100):
+            # About half of what the system keeps in one piece.
+            self.assertGreater(reader.take(2000), 0)
+            loop.settle()
+            loop.advance(2)
+            loop.settle()
+        self.assertEqual(factory.stats.errors, {})
+        for _ in range(14):
+            loop.advance(1)
+        loop.settle()
+        self.assertEqual(factory.stats.errors, {"slow_consumer": 1})
+        self.assertTypes([json.loads(payload) for payload in reader.payloads()], "broadcast", "slow_consumer")
+        loop.close()
+
+    def test_a_frame_longer_than_the_queue(self) -> None:
+        server = self.server(limits=Limits(max_queue=1000))
+        sender, reader = self.peer(server), self.peer(server)
+        sender.send(cast("x" * 5000), cast("y" * 5000), echo("z" * 5000))
+        self.assertEqual(contents(reader.receive()), ["x" * 5000, "y" * 5000])
+        self.assertTypes(sender.receive(), "broadcast_sent", "broadcast_sent", "echo_response")
+        reader.stop_reading()
+        # Nothing waits: it has room. Then it has none, not even for a little.
+        sender.send(cast("x" * 5000))
+        self.assertFalse(reader.connection.paused)
+        sender.send(cast(""))
+        self.assertTrue(reader.connection.paused)
+        self.assertEqual(server.factory.stats.errors, {"slow_consumer": 1})
+
+    def test_its_own_requests_do_not_count(self) -> None:
+        """A client whose answers wait is held, not cut, however small the queue."""
+        server = self.server(limits=Limits(max_queue=1000))
+        peer = self.peer(server)
+        peer.stop_reading()
+        peer.send(*(echo("x" * 500) for _ in range(200)))
+        server.advance(1000)
+        self.assertEqual(server.factory.stats.errors, {})
+        peer.start_reading()
+        self.assertEqual(len(peer.receive()), 200)
+
+    def test_a_burst_is_delivered_a_quarter_of_a_queue_at_a_time(self) -> None:
+        server = self.server(limits=Limits(max_queue=40_000))
+        sender, reader = self.peer(server), self.peer(server)
+        sizes: list[int] = []
+        write = reader.transport.write
+
+        def note(data: bytes) -> None:
+            sizes.append(len(data))
+            write(data)
+
+        reader.transport.write = note  # type: ignore[method-assign]  # looks at the pieces
+        sender.send(*(cast("x" * 2000) for _ in range(60)))
+        self.assertEqual(len(reader.receive()), 60)
+        self.assertLess(max(sizes), 10_000 + 2200)
+        # It is a burst all the same: not a write for each.
+        self.assertLess(len(sizes), 20)
+
+    def test_a_burst_costs_no_healthy_reader_its_connection(self) -> None:
+        """Ten times the queue in one read, to a reader that is behind by a little."""
+        loop = Loop()
+        factory = TCPJSONServerFactory(loop, limits=Limits(max_queue=20_000))
+        sender = connect(loop, factory)
+        reader = connect(loop, factory, send_buffer=1 << 20)
+        reader.payloads()
+        [other] = [client for client in factory.clients if client.client_id == "unix:2"]
+        other._outbox.push(frame(b'{"type":"behind"}'))
+        burst = b"".join(frame(json.dumps(cast([number, "x" * 1000])).encode()) for number in range(200))
+        sender.socket.setblocking(True)
+        first = next(client for client in factory.clients if client.client_id == "unix:1")
+        first.dataReceived(burst)
+        messages = [json.loads(payload) for payload in reader.payloads()]
+        self.assertTypes(messages, "behind", *["broadcast"] * 200)
+        self.assertEqual(factory.stats.errors, {})
+        loop.close()
+
+
+class BroadcastTests(Case):
+    """Who gets what, and in what order."""
+
+    def test_all_others(self) -> None:
+        server = self.server()
+        peers = [self.peer(server) for _ in range(5)]
+        peers[2].send(cast("hello", id=7))
+        [sent] = peers[2].receive()
+        self.assertEqual((sent["type"], sent["recipients"], sent["id"]), ("broadcast_sent", 4, 7))
+        for peer in peers[:2] + peers[3:]:
+            [relayed] = peer.receive()
+            self.assertEqual(
+                relayed,
+                {
+                    "type": "broadcast",
+                    "content": "hello",
+                    "from_client": "127.0.0.1:50002",
+                    "timestamp": "2024-01-01T12:00:00.000Z",
+                },
+            )
+
+    def test_alone(self) -> None:
+        peer = self.peer(self.server())
+        peer.send(cast("anybody?"))
+        self.assertEqual(peer.receive()[0]["recipients"], 0)
+
+    def test_order_from_one_sender(self) -> None:
+        server = self.server()
+        sender, reader = self.peer(server), self.peer(server)
+        sender.send(*(cast(number) for number in range(700)))
+        self.assertEqual(contents(reader.receive()), list(range(700)))
+        self.assertEqual(len(sender.receive()), 700)
+
+    def test_answers_and_broadcasts_of_two(self) -> None:
+        server = self.server()
+        one, two = self.peer(server), self.peer(server)
+        one.send(cast(1), echo(2), cast(3))
+        two.send(cast(4))
+        self.assertTypes(one.receive(), "broadcast_sent", "echo_response", "broadcast_sent", "broadcast")
+        self.assertEqual(contents(two.receive()), [1, 3])
+
+    def test_not_to_one_that_left(self) -> None:
+        server = self.server()
+        sender, gone, stays = self.peer(server), self.peer(server), self.peer(server)
+        gone.close()
+        sender.send(cast("hello"))
+        self.assertEqual(sender.receive()[0]["recipients"], 1)
+        self.assertEqual(gone.receive(), [])
+        self.assertEqual(contents(stays.receive()), ["hello"])
+
+    def test_a_dead_peer_stops_nobody(self) -> None:
+        """It is found dead in the middle of a broadcast; the others get theirs."""
+        loop = Loop()
+        factory = TCPJSONServerFactory(loop)
+        wires = [connect(loop, factory) for _ in range(12)]
+        for wire in wires:
+            wire.payloads()
+        for wire in wires[1::2]:
+            wire.socket.close()
+        connection = next(client for client in factory.clients if client.client_id == "unix:1")
+        connection.dataReceived(frame(json.dumps(cast("hello")).encode()))
+        for wire in wires[2::2]:
+            self.assertEqual(contents([json.loads(payload) for payload in wire.payloads()]), ["hello"])
+        loop.settle()
+        self.assertEqual(len(factory.clients), 6)
+        self.assertEqual(factory.stats.disconnects.total(), 6)
+        for wire in wires[::2]:
+            wire.close()
+        loop.close()
+
+    def test_one_that_leaves_in_the_midst_of_it(self) -> None:
+        """Its transport closes it while the broadcast walks over the clients."""
+        server = self.server()
+        peers = [self.peer(server) for _ in range(10)]
+        for victim in peers[1:9]:
+
+            def write(data: bytes, victim: Peer = victim) -> None:
+                for other in peers[1:9]:
+                    if other is not victim and other.connection in server.factory.clients:
+                        other.close()
+
+            victim.transport.write = write  # type: ignore[method-assign]  # the worst that can happen
+        peers[0].send(cast("hello"))
+        self.assertTypes(peers[0].receive(), "broadcast_sent")
+        self.assertEqual(contents(peers[9].receive()), ["hello"])
+
+    def test_deliveries_are_counted(self) -> None:
+        server = self.server()
+        sender, *readers = (self.peer(server) for _ in range(4))
+        before = server.factory.stats.bytes_out
+        sender.send(cast("hello"), cast("again"))
+        data = sum(len(frame(payload)) for peer in readers for payload in peer.receive_payloads())
+        own = sum(len(frame(payload)) for payload in sender.receive_payloads())
+        stats = server.factory.stats
+        self.assertEqual((stats.broadcasts, stats.deliveries), (2, 6))
+        self.assertEqual(stats.messages_out, 4 + 8)
+        self.assertEqual(stats.bytes_out - before, data + own)
+        self.assertEqual([peer.connection.messages_out for peer in readers], [3, 3, 3])
+
+    def test_a_refused_broadcast_reaches_nobody(self) -> None:
+        server = self.server()
+        sender, reader = self.peer(server), self.peer(server)
+        sender.send_payload(
+            b'{"type":"broadcast","content":1e999}', b'{"type":"broadcast","content":"\\ud800"}'
+        )
+        self.assertTypes(sender.receive(), "bad_json", "bad_json")
+        self.assertEqual(reader.receive(), [])
+
+
+class HandlerTests(Case):
+    """What a handler may be, and what it may return."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.memory = self.server()
+        self.client = self.peer(self.memory)
+
+    def returns(self, value: Any, slow: bool) -> None:
+        """Have the handler return the value, or a coroutine that leads to it."""
+        self.act = lambda session, message: self.later(value) if slow else value
+
+    def ask(self, *messages: object) -> list[Any]:
+        self.client.send(*messages)
+        return self.client.receive()
+
+    def test_none(self) -> None:
+        self.assertEqual(self.ask(do(id=1)), [])
+
+    def test_dict(self) -> None:
+        self.act = lambda session, message: {"type": "done", "n": message.n}
+        plain, named = self.ask(do(1), do(2, id="x"))
+        self.assertEqual(plain, {"type": "done", "n": 1, "timestamp": "2024-01-01T12:00:00.000Z"})
+        self.assertEqual(named, {"type": "done", "n": 2, "timestamp": "2024-01-01T12:00:00.000Z", "id": "x"})
+
+    def test_dict_with_its_own_timestamp(self) -> None:
+        self.act = lambda session, message: {"type": "done", "timestamp": "mine"}
+        self.assertEqual(self.ask(do())[0]["timestamp"], "mine")
+
+    def test_message(self) -> None:
+        class Done(Message, tag="done"):
+            n: int
+
+        self.act = lambda session, message: Done(n=message.n)
+        self.assertEqual(
+            self.ask(do(1, id=5)),
+            [{"type": "done", "n": 1, "id": 5, "timestamp": "2024-01-01T12:00:00.000Z"}],
+        )
+
+    def test_coroutine_that_does_not_wait(self) -> None:
+        async def act(session: Any, message: Do) -> Any:
+            return {"type": "done", "n": message.n}
+
+        self.act = act
+        self.assertEqual(ns(self.ask(do(1), do(2), do(3, id=1))), [1, 2, 3])
+
+    def test_coroutine_that_waits(self) -> None:
+        waiting: Deferred[int] = Deferred()
+
+        async def act(session: Any, message: Do) -> Any:
+            return {"type": "done", "n": await waiting}
+
+        self.act = act
+        self.assertEqual(self.ask(do()), [])
+        waiting.callback(7)
+        self.assertEqual(ns(self.client.receive()), [7])
+
+    def test_deferred(self) -> None:
+        waiting: Deferred[Any] = Deferred()
+        self.act = lambda session, message: waiting
+        self.assertEqual(self.ask(do(id="a")), [])
+        waiting.callback({"type": "done", "n": 1})
+        [answer] = self.client.receive()
+        self.assertEqual((answer["n"], answer["id"]), (1, "a"))
+
+    def test_deferred_that_leads_to_none(self) -> None:
+        waiting: Deferred[Any] = Deferred()
+        self.act = lambda session, message: waiting if message.n == 0 else {"type": "done", "n": message.n}
+        self.assertEqual(self.ask(do(0), do(1)), [])
+        waiting.callback(None)
+        self.assertEqual(ns(self.client.receive()), [1])
+        self.assertIsNone(self.client.connection._order)
+
+    def test_own_awaitable(self) -> None:
+        class Later:
+            def __await__(self) -> Any:
+                yield from ()
+                return {"type": "done", "n": 1}
+
+        self.act = lambda session, message: Later()
+        self.assertEqual(ns(self.ask(do())), [1])
+
+    def test_wrong_returns(self) -> None:
+        results: list[Any] = [5, "text", [1], b"{}", Deferred.fromCoroutine(self.later(5)), self.later([1])]
+        self.act = lambda session, message: results.pop(0)
+        answers = self.ask(*(do(id=number) for number in range(6)))
+        self.assertTypes(answers, *["internal"] * 6)
+        self.assertEqual([answer["id"] for answer in answers], list(range(6)))
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 6)
+        self.assertTypes(self.ask({"type": "ping"}), "pong")
+
+    async def later(self, result: Any) -> Any:
+        return result
+
+    def test_an_awaitable_in_an_awaitable(self) -> None:
+        class Later:
+            def __await__(self) -> Any:
+                yield
+
+        self.act = lambda session, message: self.later(Later())
+        self.assertTypes(self.ask(do()), "internal")
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+
+    def test_what_broadcast_returns_is_no_answer(self) -> None:
+        self.act = lambda session, message: session.broadcast({"type": "news"})
+        self.assertTypes(self.ask(do()), "internal")
+        self.flushLoggedErrors(TypeError)
+
+    def test_broadcast_can_be_awaited(self) -> None:
+        other = self.peer(self.memory)
+
+        async def act(session: Any, message: Do) -> Any:
+            return {"type": "done", "n": await session.broadcast({"type": "news"})}
+
+        self.act = act
+        self.assertEqual(ns(self.ask(do())), [1])
+        self.assertTypes(other.receive(), "news")
+
+    def test_a_bug(self) -> None:
+        def act(session: Any, message: Do) -> Any:
+            raise KeyError("the secret of the house")
+
+        self.act = act
+        answers = self.ask(echo(1), do(id="r"), echo(2))
+        self.assertTypes(answers, "echo_response", "internal", "echo_response")
+        self.assertEqual((answers[1]["id"], answers[1]["fatal"]), ("r", False))
+        self.assertNotIn("secret", json.dumps(answers))
+        [failure] = self.flushLoggedErrors(KeyError)
+        self.assertIn("in act", failure.getTraceback())
+        self.assertEqual(self.memory.factory.stats.errors, {"internal": 1})
+
+    def test_a_bug_in_a_coroutine(self) -> None:
+        waiting: Deferred[None] = Deferred()
+
+        async def act(session: Any, message: Do) -> Any:
+            await waiting
+            raise KeyError("the secret of the house")
+
+        self.act = act
+        self.assertEqual(self.ask(do(id=1)), [])
+        waiting.callback(None)
+        [answer] = self.client.receive()
+        self.assertEqual((answer["code"], answer["id"]), ("internal", 1))
+        self.assertNotIn("secret", json.dumps(answer))
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.assertFalse(self.client.closed)
+
+    def test_forbidden(self) -> None:
+        async def later(session: Any, message: Do) -> Any:
+            raise Forbidden("not you", retry_after=2.5)
+
+        def now(session: Any, message: Do) -> Any:
+            raise Forbidden
+
+        for act, text, retry in ((later, "not you", 2.5), (now, "not allowed", None)):
+            self.act = act
+            [answer] = self.ask(do(id=3))
+            self.assertEqual(
+                (answer["code"], answer["message"], answer["fatal"], answer["id"], answer.get("retry_after")),
+                ("forbidden", text, False, 3, retry),
+            )
+        self.assertFalse(self.client.closed)
+
+    def test_a_fatal_error(self) -> None:
+        fatal = [kind for kind in CODES.values() if kind.fatal]
+        self.assertTrue(fatal)
+        for kind in fatal:
+            for slow in (False, True):
+                client = self.peer(self.memory)
+
+                def now(session: Any, message: Do, kind: type[ProtocolError] = kind) -> Any:
+                    raise kind("the end")
+
+                async def later(session: Any, message: Do, kind: type[ProtocolError] = kind) -> Any:
+                    raise kind("the end")
+
+                self.act = later if slow else now
+                client.send(echo(1), cast("bye"), do(), echo(2))
+                answers = client.receive()
+                self.assertTypes(answers, "echo_response", "broadcast_sent", kind.code)
+                self.assertEqual((answers[2]["message"], answers[2]["fatal"]), ("the end", True))
+                self.assertTrue(client.closed)
+                self.assertNotIn(client.connection, self.memory.factory.clients)
+        self.assertEqual(contents(self.client.receive()), ["bye"] * len(fatal) * 2)
+
+    def test_invalid_answers(self) -> None:
+        """None of it leaves; the answers around it do."""
+        deep: Any = 1
+        for _ in range(80):
+            deep = [deep]
+        endless: list[Any] = []
+        endless.append(endless)
+        bad: list[Any] = [
+            {"type": "done", "v": 2**70},
+            {"type": "done", "v": -(2**63) - 1},
+            {"type": "done", "v": "\ud800"},
+            {"type": "done", "\udfff": 1},
+            {"type": "done", "v": deep},
+            {"type": "done", "v": endless},
+            {"type": "done", "v": object()},
+            {"type": "done", "v": Raw(b"1e999")},
+            EchoResponse("\ud800"),  # type: ignore[arg-type]  # what a handler may do all the same
+            EchoResponse(Raw(b"1e999")),
+            EchoResponse(deep),
+        ]
+        for slow in (False, True):
+            for value in bad:
+                self.returns(value, slow)
+                self.client.send(echo(1), do(id=9), echo(2))
+                payloads = self.client.receive_payloads()
+                messages: list[Any] = [strict_json(payload) for payload in payloads]
+                self.assertEqual(len(messages), 3, value)
+                self.assertIn(messages[1]["code"], ("internal", "bad_json"))
+                self.assertEqual(messages[1]["id"], 9)
+                self.assertEqual(contents(messages), [1, 2])
+        self.flushLoggedErrors()
+
+    def test_not_a_number(self) -> None:
+        """msgspec writes null for it, which is valid."""
+        self.act = lambda session, message: {"type": "done", "v": float("nan")}
+        self.client.send(do())
+        [payload] = self.client.receive_payloads()
+        self.assertIn(strict_json(payload)["type"], ("done", "error"))  # type: ignore[index]  # an object
+        self.flushLoggedErrors()
+
+    def test_invalid_sends(self) -> None:
+        """`send` and `broadcast` raise, and nothing was sent."""
+        other = self.peer(self.memory)
+        raised: list[str] = []
+
+        def act(session: Any, message: Do) -> Any:
+            for call in (session.send, session.broadcast, other.connection.send):
+                for value in (2**70, "\ud800", object()):
+                    try:
+                        call({"type": "news", "v": value})
+                    except (TypeError, ValueError) as error:
+                        raised.append(type(error).__name__)
+            return {"type": "done"}
+
+        self.act = act
+        self.assertTypes(self.ask(do()), "done")
+        self.assertEqual(len(raised), 9)
+        self.assertEqual(other.receive(), [])
+
+    def test_a_shared_answer(self) -> None:
+        """One instance for all: the id and the time of one are not those of the next."""
+
+        class Frozen(Message, tag="frozen", frozen=True):  # type: ignore[misc]  # msgspec lets it
+            n: int = 0
+
+        class Stamped(Answer, tag="stamped"):
+            pass
+
+        for shared in (
+            EchoResponse(Raw(b"1")),
+            Frozen(),
+            Stamped(),
+            Error(code="x", message="y", fatal=False),
+        ):
+            for slow in (False, True):
+                self.returns(shared, slow)
+                answers = self.ask(do(id="a"), do(), do(id=7), do())
+                self.assertEqual([answer.get("id", "none") for answer in answers], ["a", "none", 7, "none"])
+                before = answers[0]["timestamp"]
+                self.memory.advance(1)
+                [answer] = self.ask(do())
+                self.assertNotEqual(answer["timestamp"], before)
+                self.assertNotIn("id", answer)
+
+    def test_the_request_itself(self) -> None:
+        self.act = lambda session, message: message
+        answers = self.ask(do(1, id=1), do(2))
+        self.assertEqual([(answer["n"], answer.get("id")) for answer in answers], [(1, 1), (2, None)])
+
+    def test_classic_types_can_be_taken_over(self) -> None:
+        router = Router()
+        router.add(Ping, lambda session, message: {"type": "pong", "mine": True})
+        server = MemoryServer(routers=[router])
+        self.addCleanup(server.stop)
+        peer = self.peer(server)
+        peer.send({"type": "ping"})
+        self.assertTrue(peer.receive()[0]["mine"])
+
+
+class OrderTests(Case):
+    """Answers without `id` are in order; those with `id` overtake (section 2)."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.slow: dict[int, Deferred[Any]] = {}
+
+        def act(session: Any, message: Do) -> Any:
+            deferred: Deferred[Any] = Deferred()
+            self.slow[message.n] = deferred
+            return deferred
+
+        self.act = act
+
+    def finish(self, n: int, session: Any = None) -> None:
+        self.slow.pop(n).callback({"type": "done", "n": n})
+
+    def test_all_kinds_of_answers_wait(self) -> None:
+        peer = self.peer(self.server())
+        peer.send(do(1), echo("a"), {"type": "nobody"}, do(2), echo("b"))
+        peer.send_payload(b"{", b"text")
+        self.assertEqual(peer.receive(), [])
+        self.finish(2)
+        self.assertEqual(peer.receive(), [])
+        self.finish(1)
+        self.assertTypes(
+            peer.receive(), "done", "echo_response", "response", "done", "echo_response", "bad_json", "echo"
+        )
+
+    def test_ids_overtake(self) -> None:
+        peer = self.peer(self.server())
+        peer.send(do(1), echo("late"), echo("soon", id=1), do(2, id=2), do(3, id=3))
+        self.assertEqual(contents(peer.receive()), ["soon"])
+        self.finish(3)
+        self.finish(2)
+        self.assertEqual(ns(peer.receive()), [3, 2])
+        self.finish(1)
+        self.assertTypes(peer.receive(), "done", "echo_response")
+
+    def test_errors_wait_in_order(self) -> None:
+        peer = self.peer(self.server())
+        peer.send(do(1), {"type": "echo", "content": 2**70}, {"type": "echo", "content": 2**70, "id": 0})
+        self.assertEqual([answer["id"] for answer in peer.receive()], [0])
+        self.finish(1)
+        self.assertTypes(peer.receive(), "done", "bad_json")
+
+    def test_a_null_id_is_none(self) -> None:
+        peer = self.peer(self.server())
+        peer.send(do(1), echo("late", id=None))
+        self.assertEqual(peer.receive(), [])
+        self.finish(1)
+        self.assertTypes(peer.receive(), "done", "echo_response")
+
+    def test_only_ids_wait(self) -> None:
+        """Slow handlers of requests with `id` hold up nobody."""
+        peer = self.peer(self.server())
+        peer.send(do(1, id=1), echo("soon"))
+        self.assertEqual(contents(peer.receive()), ["soon"])
+
+    def test_finished_by_the_next_request(self) -> None:
+        """A handler completes another of the same connection, in the same turn."""
+        act = self.act
+        peer = self.peer(self.server())
+
+        def both(session: Any, message: Do) -> Any:
+            if message.n < 10:
+                return act(session, message)
+            self.finish(message.n - 10)
+            return {"type": "done", "n": message.n}
+
+        self.act = both
+        peer.send(do(1), do(2), do(11), echo("x"), do(12), echo("y"))
+        answers = peer.receive()
+        self.assertTypes(answers, "done", "done", "done", "echo_response", "done", "echo_response")
+        self.assertEqual([answer["n"] for answer in answers if "n" in answer], [1, 2, 11, 12])
+
+    def test_in_order_however_they_finish(self) -> None:
+        for finish in ([1, 2, 3], [3, 2, 1], [2, 3, 1]):
+            peer = self.peer(self.server())
+            peer.send(do(1), do(2), do(3))
+            for n in finish:
+                self.finish(n)
+            self.assertEqual(ns(peer.receive()), [1, 2, 3])
+
+    def test_over_tls_no_answer_stalls_the_next(self) -> None:
+        """Nothing to send, sent through TLS, is nothing."""
+        # Bug S6: an empty piece is handed to TLS, and nothing ever tells that it has left.
+        loop = Loop()
+        router = Router()
+        router.add(Do, lambda session, message: self.act(session, message))
+        factory = TCPJSONServerFactory(loop, routers=[router])
+        wire = connect(loop, factory, tls=True)
+        wire.payloads()
+        wire.send_payload(json.dumps(do(1)).encode(), json.dumps(do(2)).encode())
+        wire.payloads()
+        self.slow.pop(2).callback(None)
+        wire.payloads()
+        self.slow.pop(1).callback(None)
+        wire.payloads()
+        wire.send_payload(json.dumps(echo("on")).encode())
+        self.assertEqual(contents([json.loads(payload) for payload in wire.payloads()]), ["on"])
+        self.assertEqual(factory.write_deadlines.clear(next(iter(factory.clients))), None)
+        loop.close()
+
+
+class HandlerLimitTests(Case):
+    """`handler_timeout`, `max_handlers`, and the end of those whose client is gone."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cancelled: list[int] = []
+        self.slow: list[Deferred[Any]] = []
+
+        def act(session: Any, message: Do) -> Any:
+            deferred: Deferred[Any] = Deferred(lambda _: self.cancelled.append(message.n))
+            self.slow.append(deferred)
+            return deferred
+
+        self.act = act
+
+    def test_timeout(self) -> None:
+        server = self.server(limits=Limits(handler_timeout=5))
+        peer = self.peer(server)
+        peer.send(do(1, id="a"))
+        server.advance(4.9)
+        self.assertEqual(peer.receive(), [])
+        server.advance(0.2)
+        [error] = peer.receive()
+        self.assertEqual((error["code"], error["id"], error["fatal"]), ("timeout", "a", False))
+        self.assertEqual(self.cancelled, [1])
+        self.assertFalse(peer.closed)
+
+    def test_timeout_in_order(self) -> None:
+        server = self.server(limits=Limits(handler_timeout=5))
+        peer = self.peer(server)
+        peer.send(do(1), echo("x"))
+        server.advance(5.2)
+        self.assertTypes(peer.receive(), "timeout", "echo_response")
+
+    def test_a_handler_that_ignores_cancellation(self) -> None:
+        server = self.server(limits=Limits(handler_timeout=5))
+        peer = self.peer(server)
+        waiting: Deferred[None] = Deferred(lambda _: None)
+        stubborn: list[str] = []
+
+        async def act(session: Any, message: Do) -> Any:
+            while not stubborn:
+                try:
+                    await waiting
+                except CancelledError:
+                    stubborn.append("no")
+            await Deferred()
+            return {"type": "done"}
+
+        self.act = act
+        peer.send(do(1, id=1))
+        server.advance(5.2)
+        self.assertTypes(peer.receive(), "timeout")
+        server.advance(100)
+        self.assertEqual(peer.receive(), [])
+
+    def test_what_comes_too_late_is_dropped(self) -> None:
+        """Even if it is an answer that comes in the midst of the cancellation."""
+        server = self.server(limits=Limits(handler_timeout=5))
+        peer = self.peer(server)
+
+        async def act(session: Any, message: Do) -> Any:
+            try:
+                await Deferred()
+            except CancelledError:
+                return {"type": "late"}
+
+        self.act = act
+        peer.send(do(1))
+        server.advance(100)
+        self.assertTypes(peer.receive(), "timeout")
+
+    def test_a_failure_that_comes_too_late_is_logged(self) -> None:
+        server = self.server(limits=Limits(handler_timeout=5))
+        peer = self.peer(server)
+
+        async def act(session: Any, message: Do) -> Any:
+            try:
+                await Deferred()
+            except CancelledError:
+                raise KeyError("late") from None
+
+        self.act = act
+        peer.send(do(1))
+        server.advance(6)
+        self.assertTypes(peer.receive(), "timeout")
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_each_has_its_own_time(self) -> None:
+        server = self.server(limits=Limits(handler_timeout=5))
+        peer = self.peer(server)
+        peer.send(do(1, id=1))
+        server.advance(3)
+        peer.send(do(2, id=2))
+        server.advance(2.2)
+        self.assertEqual([answer["id"] for answer in peer.receive()], [1])
+        self.slow[1].callback({"type": "done"})
+        self.assertEqual([answer["id"] for answer in peer.receive()], [2])
+        server.advance(100)
+        self.assertEqual(peer.receive(), [])
+
+    def test_bound(self) -> None:
+        server = self.server(limits=Limits(max_handlers=3, handler_timeout=10_000))
+        peer = self.peer(server)
+        peer.send(*(do(number, id=number) for number in range(10)), echo("last", id="last"))
+        self.assertEqual(len(self.slow), 3)
+        self.assertEqual(peer.transport.producerState, "paused")
+        server.advance(1000)
+        self.assertEqual(len(self.slow), 3)
+        done = 0
+        while done < 10:
+            self.assertLessEqual(len(self.slow) - done, 3)
+            self.slow[done].callback({"type": "done", "n": done})
+            done += 1
+            server.settle()
+        answers = peer.receive()
+        self.assertEqual({answer["id"] for answer in answers}, {*range(10), "last"})
+        self.assertEqual(len(answers), 11)
+        self.assertEqual(peer.transport.producerState, "producing")
+
+    def test_bound_of_one(self) -> None:
+        """Those that are done at once take their turns, in order."""
+        server = self.server(limits=Limits(max_handlers=1))
+        peer = self.peer(server)
+
+        async def act(session: Any, message: Do) -> Any:
+            return {"type": "done", "n": message.n}
+
+        self.act = act
+        peer.send(*(do(number) for number in range(50)))
+        self.assertEqual(ns(peer.receive()), list(range(50)))
+
+    def test_the_bound_holds_up_nobody_else(self) -> None:
+        server = self.server(limits=Limits(max_handlers=1))
+        busy, other = self.peer(server), self.peer(server)
+        busy.send(do(1), echo("held"))
+        other.send(echo("free"))
+        self.assertEqual(contents(other.receive()), ["free"])
+        self.assertEqual(busy.receive(), [])
+
+    def test_cancelled_when_the_client_goes(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(do(1), do(2, id=2), do(3))
+        self.slow[2].callback({"type": "done"})
+        peer.close()
+        self.assertEqual(sorted(self.cancelled), [1, 2])
+        server.advance(1000)
+        self.assertEqual(server.factory.stats.errors, {})
+
+    def test_cancelled_when_the_server_ends_it(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(do(1), echo("x"))
+        peer.send_bytes(b"\xff\xff\xff\xff")
+        # The answer that was made leaves, though one before it will never come.
+        self.assertTypes(peer.receive(), "echo_response", "too_large")
+        self.assertEqual(self.cancelled, [1])
+        peer.close()
+        self.assertEqual(self.cancelled, [1])
+
+    def test_an_answer_for_one_who_is_gone(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+
+        def act(session: Any, message: Do) -> Any:
+            self.slow.append(Deferred(lambda deferred: deferred.callback({"type": "late"})))
+            return self.slow[-1]
+
+        self.act = act
+        peer.send(do(1))
+        peer.close()
+        self.assertEqual(peer.receive(), [])
+
+    def test_a_canceller_that_fails(self) -> None:
+        """The end of a connection is complete, whatever its handlers do."""
+        # Bug S7: what a canceller raises leaves the rest of connectionLost undone.
+        server = self.server()
+        peer = self.peer(server)
+
+        def canceller(_: object) -> None:
+            raise KeyError("cannot be cancelled")
+
+        self.act = lambda session, message: Deferred(canceller)
+        peer.send(do(1), do(2))
+        try:
+            peer.close()
+        except KeyError:
+            self.fail("the canceller's error came out of connectionLost")
+        self.assertEqual(server.factory.stats.disconnects, {"client_closed": 1})
+        self.flushLoggedErrors(KeyError)
+
+    def test_a_failure_in_the_last_moment(self) -> None:
+        """A fatal error of one handler cancels the others."""
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(do(1), do(2, id=2))
+        self.slow[1].errback(SlowConsumer("enough"))
+        self.assertTypes(peer.receive(), "slow_consumer")
+        self.assertEqual(self.cancelled, [1])
+        self.assertTrue(peer.closed)
+
+
+class SessionTests(Case):
+    """What handlers call, in the midst of a turn and outside."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.memory = self.server()
+        self.one = self.peer(self.memory)
+        self.two = self.peer(self.memory)
+
+    def test_attributes(self) -> None:
+        seen: list[Any] = []
+
+        def act(session: Any, message: Do) -> Any:
+            seen.append((session.client_id, session.user, session.state, session.timestamp))
+            session.state = "mine"
+
+        self.act = act
+        self.one.send(do())
+        self.memory.advance(1)
+        self.one.send(do())
+        self.assertEqual(
+            seen,
+            [
+                ("127.0.0.1:50000", None, None, "2024-01-01T12:00:00.000Z"),
+                ("127.0.0.1:50000", None, "mine", "2024-01-01T12:00:01.000Z"),
+            ],
+        )
+        self.assertIsNone(self.two.connection.state)
+
+    def test_timestamp_outside(self) -> None:
+        self.memory.advance(2)
+        self.assertEqual(self.one.connection.timestamp, "2024-01-01T12:00:02.000Z")
+
+    def test_send_in_a_turn(self) -> None:
+        """What is sent to the client itself comes before the answer, and after earlier answers."""
+        self.act = lambda session, message: session.send({"type": "extra"}) or {"type": "done"}
+        self.one.send(echo(1), do(id=1), echo(2))
+        answers = self.one.receive()
+        self.assertTypes(answers, "echo_response", "extra", "done", "echo_response")
+        self.assertNotIn("id", answers[1])
+
+    def test_send_outside(self) -> None:
+        self.one.connection.send({"type": "extra"})
+        self.one.connection.send(EchoResponse(Raw(b"1")))
+        self.assertTypes(self.one.receive(), "extra", "echo_response")
+        self.assertEqual(self.one.connection.messages_out, 3)
+
+    def test_send_to_another(self) -> None:
+        self.act = lambda session, message: self.two.connection.send({"type": "extra", "n": message.n})
+        self.one.send(do(1), do(2))
+        self.assertEqual(ns(self.two.receive()), [1, 2])
+
+    def test_send_to_another_keeps_the_order(self) -> None:
+        """Broadcasts and messages from one handler to one client come as they were sent."""
+
+        def act(session: Any, message: Do) -> Any:
+            for n in range(4):
+                if n % 2:
+                    self.two.connection.send({"type": "extra", "n": n})
+                else:
+                    session.broadcast({"type": "news", "n": n})
+
+        self.act = act
+        self.one.send(do(), cast("classic"), do())
+        self.assertTypes(self.two.receive(), *["news", "extra"] * 2, "broadcast", *["news", "extra"] * 2)
+
+    def test_send_to_one_that_does_not_read(self) -> None:
+        server = self.server(limits=Limits(max_queue=10_000))
+        one, two = self.peer(server), self.peer(server)
+        two.stop_reading()
+        self.act = lambda session, message: two.connection.send({"type": "extra", "fill": "x" * 4000})
+        one.send(*(do() for _ in range(10)))
+        self.assertEqual(server.factory.stats.errors, {"slow_consumer": 1})
+        two.start_reading()
+        self.assertTypes(two.receive(), "slow_consumer")
+        self.assertFalse(one.closed)
+
+    def test_send_to_one_that_is_gone(self) -> None:
+        self.two.close()
+        self.act = lambda session, message: self.two.connection.send({"type": "extra"})
+        self.one.send(do(), echo(1))
+        self.assertTypes(self.one.receive(), "echo_response")
+        self.two.connection.send({"type": "extra"})
+        self.assertEqual(self.two.receive(), [])
+        self.assertEqual(self.two.connection.messages_out, 1)
+
+    def test_broadcast_in_a_turn(self) -> None:
+        self.act = lambda session, message: {"type": "done", "n": session.broadcast({"type": "news"})}
+        self.one.send(do(id=1))
+        self.assertEqual(ns(self.one.receive()), [1])
+        [news] = self.two.receive()
+        self.assertEqual(news, {"type": "news", "timestamp": "2024-01-01T12:00:00.000Z"})
+
+    def test_broadcast_outside(self) -> None:
+        self.assertEqual(self.one.connection.broadcast({"type": "news"}), 1)
+        self.assertTypes(self.two.receive(), "news")
+        self.assertEqual(self.one.receive(), [])
+
+    def test_broadcast_by_another_in_a_turn(self) -> None:
+        """In one's turn a handler has two send a broadcast: one gets it, three gets both in order."""
+        three = self.peer(self.memory)
+
+        def act(session: Any, message: Do) -> Any:
+            session.broadcast({"type": "first"})
+            self.two.connection.broadcast({"type": "second"})
+
+        self.act = act
+        self.one.send(do())
+        self.assertTypes(self.one.receive(), "second")
+        self.assertTypes(self.two.receive(), "first")
+        self.assertTypes(three.receive(), "first", "second")
+
+    def test_broadcast_of_one_who_left(self) -> None:
+        """One that is no client any more: all are others."""
+        self.one.close()
+        self.assertEqual(self.one.connection.broadcast({"type": "news"}), 1)
+        self.assertTypes(self.two.receive(), "news")
+
+    def test_close_in_a_turn(self) -> None:
+        def act(session: Any, message: Do) -> Any:
+            session.close()
+            session.send({"type": "extra"})
+            return {"type": "done"}
+
+        self.act = act
+        self.one.send(echo(1), cast("bye"), do(), echo(2), cast("never"))
+        self.assertTypes(self.one.receive(), "echo_response", "broadcast_sent", "extra", "done")
+        self.assertTrue(self.one.closed)
+        self.assertFalse(self.one.aborted)
+        self.assertEqual(contents(self.two.receive()), ["bye"])
+        self.one.close()
+        self.assertEqual(self.memory.factory.stats.disconnects, {"closed_by_handler": 1})
+
+    def test_close_in_a_coroutine(self) -> None:
+        async def act(session: Any, message: Do) -> Any:
+            session.close()
+            return {"type": "done"}
+
+        self.act = act
+        self.one.send(do(), echo(2))
+        self.assertTypes(self.one.receive(), "done")
+        self.assertTrue(self.one.closed)
+
+    def test_close_later_in_a_coroutine(self) -> None:
+        """Outside of a turn it closes at once; what was sent before has left."""
+        waiting: Deferred[None] = Deferred()
+
+        async def act(session: Any, message: Do) -> Any:
+            await waiting
+            session.send({"type": "extra"})
+            session.close()
+            return {"type": "done"}
+
+        self.act = act
+        self.one.send(do())
+        waiting.callback(None)
+        self.memory.settle()
+        self.assertEqual(self.one.receive()[0]["type"], "extra")
+        self.assertTrue(self.one.closed)
+        self.one.close()
+        self.assertEqual(self.memory.factory.stats.disconnects, {"closed_by_handler": 1})
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_close_outside(self) -> None:
+        self.one.stop_reading()
+        self.one.connection.send({"type": "extra"})
+        self.one.connection.close()
+        self.assertFalse(self.one.closed)
+        self.one.connection.close()
+        self.one.start_reading()
+        self.assertTypes(self.one.receive(), "extra")
+        self.assertTrue(self.one.closed)
+        self.one.send(echo(1))
+        self.assertEqual(self.one.receive(), [])
+
+    def test_close_another(self) -> None:
+        self.act = lambda session, message: self.two.connection.close()
+        self.one.send(cast("bye"), do(), cast("never"))
+        self.assertTypes(self.two.receive(), "broadcast")
+        self.assertTrue(self.two.closed)
+        self.assertFalse(self.one.closed)
+        self.assertEqual([answer["recipients"] for answer in self.one.receive()], [1, 0])
+
+    def test_close_with_handlers_unfinished(self) -> None:
+        slow: Deferred[Any] = Deferred()
+        self.act = lambda session, message: slow if message.n else session.close()
+        self.one.send(do(1), do(0))
+        self.assertTrue(self.one.closed)
+        self.assertTrue(slow.called)
+
+
+class NestedTurnTests(Case):
+    """In the turn of one connection another goes on."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.memory = self.server()
+        self.one = self.peer(self.memory)
+        self.two = self.peer(self.memory)
+        self.three = self.peer(self.memory)
+
+    def test_a_handler_resumes_another(self) -> None:
+        def act(session: Any, message: Do) -> Any:
+            session.broadcast({"type": "news", "n": 1})
+            self.two.connection.resumeProducing()
+            session.broadcast({"type": "news", "n": 2})
+            return {"type": "done"}
+
+        self.act = act
+        self.two.connection.pauseProducing()
+        self.two.send(echo("two"), cast("from two"))
+        self.one.send(echo("one"), do(), echo("last"))
+        self.assertTypes(self.one.receive(), "broadcast", "echo_response", "done", "echo_response")
+        self.assertTypes(self.two.receive(), "news", "echo_response", "broadcast_sent", "news")
+        self.assertTypes(self.three.receive(), "news", "broadcast", "news")
+
+    def test_a_handler_completes_that_of_another(self) -> None:
+        waiting: Deferred[Any] = Deferred()
+
+        def act(session: Any, message: Do) -> Any:
+            if message.n == 0:
+                return waiting
+            waiting.callback({"type": "done", "n": 0})
+            return {"type": "done", "n": message.n}
+
+        self.act = act
+        self.two.send(do(0), echo("two"))
+        self.one.send(echo("one"), do(1), echo("last"))
+        self.assertTypes(self.two.receive(), "done", "echo_response")
+        self.assertTypes(self.one.receive(), "echo_response", "done", "echo_response")
+
+    def test_a_coroutine_of_another_goes_on_and_broadcasts(self) -> None:
+        waiting: Deferred[None] = Deferred()
+
+        async def slow(session: Any) -> Any:
+            await waiting
+            session.broadcast({"type": "news"})
+            session.send({"type": "extra"})
+            return {"type": "done"}
+
+        def act(session: Any, message: Do) -> Any:
+            if message.n == 0:
+                return slow(session)
+            session.broadcast({"type": "first"})
+            return waiting.callback(None)
+
+        self.act = act
+        self.two.send(do(0))
+        self.one.send(do(1))
+        self.assertTypes(self.one.receive(), "news")
+        self.assertTypes(self.two.receive(), "first", "extra", "done")
+        self.assertTypes(self.three.receive(), "first", "news")
+
+    def test_a_nested_turn_that_ends_its_connection(self) -> None:
+        self.act = lambda session, message: self.two.connection.resumeProducing()
+        self.two.connection.pauseProducing()
+        self.two.send_bytes(frame(b'{"type":"ping"}') + b"\xff\xff\xff\xff")
+        self.one.send(do(), echo("on"))
+        self.assertTypes(self.two.receive(), "pong", "too_large")
+        self.assertTypes(self.one.receive(), "echo_response")
+
+
+class StatisticsTests(Case):
+    """What the factory counts, and why connections end."""
+
+    def test_server_stats(self) -> None:
+        server = self.server()
+        one, two = self.peer(server), self.peer(server)
+        two.send(cast("hello"), {"type": "nobody"})
+        two.send_payload(b"text", b"{")
+        server.advance(90.5)
+        one.send_payload(b'{"type":"get_stats","id":1}')
+        [_, stats] = one.receive()
+        self.assertEqual(stats["type"], "server_stats")
+        self.assertEqual((stats["connected_clients"], stats["uptime_seconds"]), (2, 90))
+        self.assertEqual(stats["server_start_time"], "2024-01-01T12:00:00.000Z")
+        self.assertEqual(stats["current_time"], "2024-01-01T12:01:30.500Z")
+        details = stats["details"]
+        self.assertEqual(details["broadcasts"], 1)
+        self.assertEqual(details["deliveries"], 1)
+        self.assertEqual(details["connections"], 2)
+        self.assertEqual(details["peak_clients"], 2)
+        self.assertEqual(details["errors"], {"bad_json": 1})
+        self.assertEqual(details["disconnects"], {})
+        self.assertEqual(details["messages_by_type"], {"broadcast": 1, "other": 3, "get_stats": 1})
+        # Two welcomes, an answer to each of four, and the broadcast.
+        self.assertEqual(details["messages_out"], 7)
+
+    def test_messages_received_however_they_are_cut(self) -> None:
+        """The request itself is one of them, and those before it in the same read."""
+        # Bug S8: they are counted at the end of the read.
+        ping, get_stats = frame(b'{"type":"ping"}'), frame(b'{"type":"get_stats"}')
+        for pieces in ([ping + ping + get_stats], [ping, ping, get_stats]):
+            peer = self.peer(self.server())
+            for piece in pieces:
+                peer.send_bytes(piece)
+            stats = peer.receive()[-1]
+            self.assertEqual((stats["total_messages"], stats["details"]["messages_in"]), (3, 3))
+
+    def test_bytes(self) -> None:
+        server = self.server()
+        peer = server.connect()
+        peer.send({"type": "ping"}, echo("x"))
+        peer.send_payload(b"{")
+        sent = len(peer.transport.value())
+        self.assertEqual(server.factory.stats.bytes_out, sent)
+        self.assertEqual(peer.connection._outbox.taken, sent)
+        self.assertEqual(server.factory.stats.bytes_in, peer.connection.bytes_in)
+        self.assertEqual(server.factory.stats.messages_out, 4)
+
+    def test_rates(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        for _ in range(60):
+            peer.send(echo("x"), echo("y"))
+            server.advance(1)
+        self.assertEqual(server.factory.stats.rates(server.clock.seconds())["messages_in_per_second"], 2.0)
+
+    def test_peak(self) -> None:
+        server = self.server()
+        peers = [self.peer(server) for _ in range(3)]
+        for peer in peers:
+            peer.close()
+        self.peer(server)
+        self.assertEqual(server.factory.stats.peak_clients, 3)
+        self.assertEqual(server.factory.stats.connections, 4)
+        self.assertEqual(len(server.factory.clients), 1)
+
+    def test_reasons(self) -> None:
+        server = self.server()
+        closed, reset, wrong, slow = (self.peer(server) for _ in range(4))
+        closed.close()
+        reset.reset()
+        wrong.send_bytes(b"\xff\xff\xff\xff")
+        wrong.reset()
+        slow.connection.fail(CODES["slow_consumer"]())
+        # Only the first reason counts.
+        slow.connection.fail(CODES["frame_timeout"]())
+        slow.close()
+        self.assertEqual(
+            server.factory.stats.disconnects,
+            {"client_closed": 1, "connection_lost": 1, "too_large": 1, "slow_consumer": 1},
+        )
+        self.assertEqual(server.factory.stats.errors, {"too_large": 1, "slow_consumer": 1})
+
+    def test_log_lines(self) -> None:
+        events: list[LogEvent] = []
+
+        @implementer(ILogObserver)
+        def observe(event: LogEvent) -> None:
+            events.append(event)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        server = self.server()
+        peer = server.connect()
+        peer.send({"type": "ping"})
+        server.advance(2.5)
+        sent = len(peer.transport.value())
+        peer.close()
+        lines = [formatEvent(event) for event in events if event.get("log_namespace") == "tcpjson.server"]
+        self.assertEqual(
+            lines,
+            [
+                "connected 127.0.0.1:50000 clients=1",
+                "disconnected 127.0.0.1:50000 reason=client_closed seconds=2.500 messages_in=1"
+                f" messages_out=2 bytes_in=20 bytes_out={sent}",
+            ],
+        )
+
+    def test_no_timer_outlives_its_server(self) -> None:
+        # Bug S9, if what is left is a timer of the deadlines.
+        server = MemoryServer(limits=Limits(write_timeout=100), routers=[])
+        one, two = self.peer(server), self.peer(server)
+        one.send_bytes(b"\0\0")
+        two.stop_reading()
+        one.send_bytes(b"\0\2hi" + frame(json.dumps(cast("x")).encode()))
+        one.close()
+        two.close()
+        server.stop()
+        self.assertEqual(server.clock.getDelayedCalls(), [])
+
+    def test_no_timer_fires_twice(self) -> None:
+        """After all have left, time passes and nothing happens."""
+        server = self.server()
+        peers = [self.peer(server) for _ in range(5)]
+        for peer in peers:
+            peer.send_bytes(b"\0")
+            peer.send_bytes(b"\xff\xff\xff")
+            peer.close()
+        server.advance(200)
+        self.assertEqual(server.factory.stats.errors, {"too_large": 5})
+        # The sampler of the statistics is all that is left.
+        self.assertEqual(len(server.clock.getDelayedCalls()), 1)
+
+
+class HalfCloseTests(Case):
+    """A client that closes its sending side reads its answers (`printf … | nc`)."""
+
+    def wire(self, **options: Any) -> tuple[Wire, TCPJSONServerFactory]:
+        loop = Loop()
+        router = Router()
+        router.add(Do, lambda session, message: self.act(session, message))
+        factory = TCPJSONServerFactory(loop, routers=[router], **options)
+        wire = connect(loop, factory, send_buffer=4096)
+        self.addCleanup(loop.close)
+        self.addCleanup(wire.socket.close)
+        wire.payloads()
+        return wire, factory
+
+    def messages(self, wire: Wire) -> list[Any]:
+        return [json.loads(payload) for payload in wire.payloads()]
+
+    def test_answers_come(self) -> None:
+        wire, factory = self.wire()
+        wire.socket.send(b"".join(frame(json.dumps(echo([n, "x" * 500])).encode()) for n in range(100)))
+        wire.end()
+        self.assertEqual([content[0] for content in contents(self.messages(wire))], list(range(100)))
+        self.assertTrue(wire.ended)
+        self.assertEqual(factory.stats.disconnects, {"client_closed": 1})
+        self.assertEqual(factory.clients, set())
+
+    def test_slow_answers_come(self) -> None:
+        wire, factory = self.wire()
+        slow: Deferred[Any] = Deferred()
+        self.act = lambda session, message: slow
+        wire.send_payload(json.dumps(do()).encode(), json.dumps(echo("x")).encode())
+        wire.end()
+        self.assertEqual(self.messages(wire), [])
+        self.assertFalse(wire.ended)
+        # It hears no broadcasts any more, and counts as no client.
+        self.assertEqual(factory.clients, set())
+        slow.callback({"type": "done"})
+        self.assertTypes(self.messages(wire), "done", "echo_response")
+        self.assertTrue(wire.ended)
+        self.assertEqual(factory.stats.disconnects, {"client_closed": 1})
+
+    def test_a_frame_that_will_never_end(self) -> None:
+        wire, factory = self.wire()
+        wire.send(b"\0\0\0\5ha")
+        wire.end()
+        self.assertEqual(self.messages(wire), [])
+        self.assertTrue(wire.ended)
+        self.assertEqual(factory.stats.errors, {})
+
+    def test_while_handlers_are_at_their_bound(self) -> None:
+        wire, factory = self.wire(limits=Limits(max_handlers=1))
+        slow: list[Deferred[Any]] = []
+
+        def act(session: Any, message: Do) -> Any:
+            slow.append(Deferred())
+            return slow[-1]
+
+        self.act = act
+        wire.socket.send(b"".join(frame(json.dumps(do(n)).encode()) for n in range(5)))
+        wire.end()
+        for n in range(5):
+            self.assertEqual(len(slow), n + 1)
+            slow[n].callback({"type": "done", "n": n})
+            self.assertEqual(ns(self.messages(wire)), [n])
+        self.assertTrue(wire.ended)
+        self.assertEqual(factory.stats.disconnects, {"client_closed": 1})
+
+    def test_it_must_read(self) -> None:
+        wire, factory = self.wire()
+        wire.send_payload(json.dumps(echo("x" * 60_000)).encode())
+        wire.end()
+        for _ in range(16):
+            wire.loop.advance(1)
+            wire.loop.settle()
+        self.assertEqual(factory.stats.errors, {"slow_consumer": 1})
+        wire.loop.advance(2)
+        wire.loop.settle()
+        self.assertEqual(factory.stats.disconnects, {"client_closed": 1})
+
+
+class TLSTests(Case):
+    """Through real TLS."""
+
+    def start(self, **options: Any) -> tuple[Loop, TCPJSONServerFactory]:
+        loop = Loop()
+        self.addCleanup(loop.close)
+        return loop, TCPJSONServerFactory(loop, **options)
+
+    def messages(self, wire: Wire) -> list[Any]:
+        return [json.loads(payload) for payload in wire.payloads()]
+
+    def silent(self, loop: Loop, factory: TCPJSONServerFactory) -> Wire:
+        """A peer that has not begun its handshake."""
+        ours, theirs = socket_pair()
+        attach(loop, tls_factory(factory, loop).buildProtocol(UNIXAddress(None)), ours)
+        self.addCleanup(theirs.close)
+        return Wire(loop, theirs)
+
+    def test_welcome_after_the_handshake(self) -> None:
+        loop, factory = self.start()
+        silent = self.silent(loop, factory)
+        silent.take_all()
+        self.assertEqual(silent.raw, b"")
+        self.assertEqual((len(factory.clients), factory.stats.connections), (0, 1))
+        wire = connect(loop, factory, tls=True)
+        self.assertTypes(self.messages(wire), "welcome")
+        self.assertEqual(len(factory.clients), 1)
+
+    def test_classic(self) -> None:
+        loop, factory = self.start()
+        one, two = connect(loop, factory, tls=True), connect(loop, factory)
+        self.messages(one)
+        self.messages(two)
+        one.send_payload(b'{"type":"ping","id":1}', b'{"type":"broadcast","content":[1]}')
+        self.assertTypes(self.messages(one), "pong", "broadcast_sent")
+        self.assertEqual(contents(self.messages(two)), [[1]])
+        self.assertNotIn(b"pong", one.raw)
+
+    def test_no_broadcast_before_the_handshake(self) -> None:
+        loop, factory = self.start()
+        silent = self.silent(loop, factory)
+        wire = connect(loop, factory)
+        self.messages(wire)
+        wire.send_payload(json.dumps(cast("hello")).encode())
+        self.assertEqual(self.messages(wire)[0]["recipients"], 0)
+        silent.take_all()
+        self.assertEqual(silent.raw, b"")
+
+    def test_a_handshake_that_does_not_come(self) -> None:
+        loop, factory = self.start(limits=Limits(frame_timeout=5))
+        silent = self.silent(loop, factory)
+        loop.advance(4.9)
+        loop.settle()
+        self.assertEqual(factory.stats.disconnects, {})
+        loop.advance(0.2)
+        silent.take_all()
+        self.assertTrue(silent.ended)
+        self.assertEqual(factory.stats.disconnects, {"handshake_failed": 1})
+        self.assertEqual(factory.stats.errors, {})
+
+    def test_a_handshake_that_fails(self) -> None:
+        loop, factory = self.start()
+        wire = self.silent(loop, factory)
+        wire.send(b"GET / HTTP/1.0\r\n\r\n")
+        wire.take_all()
+        self.assertTrue(wire.ended)
+        self.assertEqual(factory.stats.disconnects, {"handshake_failed": 1})
+
+    def test_a_handshake_that_is_left(self) -> None:
+        loop, factory = self.start()
+        self.silent(loop, factory).close()
+        self.assertEqual(factory.stats.disconnects, {"handshake_failed": 1})
+
+    def test_the_client_closes(self) -> None:
+        loop, factory = self.start()
+        wire = connect(loop, factory, tls=True)
+        assert isinstance(wire, TLSWire)
+        self.messages(wire)
+        wire.say_goodbye()
+        wire.take_all()
+        self.assertTrue(wire.ended)
+        self.assertEqual((factory.stats.disconnects, factory.clients), ({"client_closed": 1}, set()))
+
+    def test_the_client_vanishes(self) -> None:
+        loop, factory = self.start()
+        wire = connect(loop, factory, tls=True)
+        self.messages(wire)
+        wire.close()
+        self.assertEqual((factory.stats.disconnects, factory.clients), ({"connection_lost": 1}, set()))
+
+    def test_a_fatal_error(self) -> None:
+        loop, factory = self.start()
+        wire = connect(loop, factory, tls=True)
+        assert isinstance(wire, TLSWire)
+        self.messages(wire)
+        wire.send(frame(b'{"type":"ping"}') + b"\xff\xff\xff\xff")
+        self.assertTypes(self.messages(wire), "pong", "too_large")
+        for _ in range(20):
+            wire.send(bytes(16_000))
+        wire.say_goodbye()
+        wire.take_all()
+        self.assertTrue(wire.ended)
+        self.assertEqual(factory.stats.disconnects, {"too_large": 1})
+
+    def test_unix_numbers_are_unique(self) -> None:
+        """Two connect, and only then do their handshakes."""
+        # Bug S10: the number is that of the connection that came last.
+        loop, factory = self.start()
+        wires = []
+        for _ in range(2):
+            ours, theirs = socket_pair()
+            attach(loop, tls_factory(factory, loop).buildProtocol(UNIXAddress(None)), ours)
+            self.addCleanup(theirs.close)
+            wires.append(TLSWire(loop, theirs))
+        for wire in wires:
+            wire.shake_hands()
+        names = {self.messages(wire)[0]["client_id"] for wire in wires}
+        self.assertEqual(len(names), 2)
+
+
+class TCPTests(Case):
+    """What only a TCP socket has."""
+
+    def test_options_of_the_socket(self) -> None:
+        loop = Loop()
+        factory = TCPJSONServerFactory(loop, send_buffer=20_000, receive_buffer=30_000)
+        port = loop.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(loop.close)
+        client = socket.create_connection(("127.0.0.1", port.getHost().port))
+        self.addCleanup(client.close)
+        for _ in range(1000):
+            if factory.clients:
+                break
+            loop.turn(0.01)
+        [connection] = factory.clients
+        self.assertEqual(connection.client_id, "{}:{}".format(*client.getsockname()))
+        handle = connection.transport.getHandle()
+        self.assertTrue(handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertTrue(handle.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        # Linux doubles what it is given.
+        self.assertIn(handle.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), (20_000, 40_000))
+        self.assertIn(handle.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), (30_000, 60_000))
+        connection.transport.abortConnection()
+        loop.settle()
+
+    def test_buffers_of_unix_sockets(self) -> None:
+        loop = Loop()
+        self.addCleanup(loop.close)
+        factory = TCPJSONServerFactory(loop, send_buffer=20_000)
+        wire = connect(loop, factory)
+        self.addCleanup(wire.socket.close)
+        [connection] = factory.clients
+        size = connection.transport.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self.assertIn(size, (20_000, 40_000))
+
+
+class FactoryTests(Case):
+    """The factory itself."""
+
+    def test_two_servers_share_nothing(self) -> None:
+        first, second = self.server(), self.server()
+        one, two = self.peer(first), self.peer(second)
+        one.send(cast("hello"))
+        self.assertEqual(one.receive()[0]["recipients"], 0)
+        self.assertEqual(two.receive(), [])
+
+    def test_two_routers_with_one_type(self) -> None:
+        routers = []
+        for _ in range(2):
+            router = Router()
+            router.add(Do, lambda session, message: None)
+            routers.append(router)
+        self.assertRaises(ValueError, MemoryServer, routers=routers)
+
+    def test_error_of_the_shutdown_is_not_fatal(self) -> None:
+        """`retry_after` is told where there is one."""
+        server = self.server()
+        peer = self.peer(server)
+
+        def act(session: Any, message: Do) -> Any:
+            raise GoingAway(retry_after=3)
+
+        self.act = act
+        peer.send(do(id=1))
+        [error] = peer.receive()
+        self.assertEqual((error["code"], error["retry_after"], error["fatal"]), ("going_away", 3.0, False))
+        self.assertFalse(peer.closed)
+
+    def test_connection_is_a_session(self) -> None:
+        connection: Connection = self.peer(self.server()).connection
+        self.assertIs(type(connection), Connection)

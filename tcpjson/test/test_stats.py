@@ -1,0 +1,130 @@
+"""Counters, and rates over the last minute."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tcpjson.core.messages import Custom, Echo, Message, Ping, Refused, Text
+from tcpjson.core.stats import SAMPLE_INTERVAL, Stats
+
+RATES = {
+    "messages_in_per_second",
+    "messages_out_per_second",
+    "bytes_in_per_second",
+    "bytes_out_per_second",
+}
+
+
+class RateTests(SynchronousTestCase):
+    """Messages and bytes a second."""
+
+    def test_at_the_start(self) -> None:
+        """There is no division by nothing."""
+        self.assertEqual(Stats(100.0).rates(100.0), dict.fromkeys(RATES, 0.0))
+
+    def test_each_counter_has_its_own(self) -> None:
+        stats = Stats(100.0)
+        stats.messages_in, stats.messages_out, stats.bytes_in, stats.bytes_out = 2, 4, 60, 80
+        self.assertEqual(
+            stats.rates(102.0),
+            {
+                "messages_in_per_second": 1.0,
+                "messages_out_per_second": 2.0,
+                "bytes_in_per_second": 30.0,
+                "bytes_out_per_second": 40.0,
+            },
+        )
+
+    def test_before_a_minute_since_the_start(self) -> None:
+        stats = Stats(0.0)
+        stats.messages_in = 10
+        for number in range(1, 5):
+            stats.sample(number * SAMPLE_INTERVAL)
+        self.assertEqual(stats.rates(20.0)["messages_in_per_second"], 0.5)
+
+    def test_what_is_older_than_a_minute_is_forgotten(self) -> None:
+        stats = Stats(0.0)
+        stats.messages_in = 600
+        now = 0.0
+        while now < 50:
+            now += SAMPLE_INTERVAL
+            stats.sample(now)
+        self.assertEqual(stats.rates(60.0)["messages_in_per_second"], 10.0)
+        while now < 65:
+            now += SAMPLE_INTERVAL
+            stats.sample(now)
+        self.assertEqual(stats.rates(65.0)["messages_in_per_second"], 0.0)
+
+    def test_a_steady_rate_stays(self) -> None:
+        stats = Stats(1000.0)
+        now = 1000.0
+        for _ in range(60):
+            now += SAMPLE_INTERVAL
+            stats.bytes_out += 500
+            stats.sample(now)
+            self.assertAlmostEqual(stats.rates(now)["bytes_out_per_second"], 100.0)
+
+    def test_the_span_is_about_a_minute(self) -> None:
+        """What happened a minute ago still counts, whenever one looks."""
+        stats = Stats(0.0)
+        now = 0.0
+        for _ in range(100):
+            now += SAMPLE_INTERVAL
+            stats.sample(now)
+        stats.messages_in += 60
+        for _ in range(12):
+            now += SAMPLE_INTERVAL
+            stats.sample(now)
+            rate = stats.rates(now + SAMPLE_INTERVAL - 0.001)["messages_in_per_second"]
+            self.assertTrue(0.9 < rate <= 1.0, rate)
+
+
+class CountTests(SynchronousTestCase):
+    """Messages by type, and the rest of `details`."""
+
+    def test_by_type(self) -> None:
+        """Known types by their tag; all others as one."""
+
+        class Move(Message, tag="move"):
+            pass
+
+        stats = Stats(0.0, [Ping, Echo, Move, Custom, Text, Refused])
+        for kind, count in ((Ping, 1), (Move, 2), (Custom, 3), (Text, 4), (Refused, 5)):
+            stats.kinds[kind] += count
+        self.assertEqual(stats.messages_by_type(), {"ping": 1, "move": 2, "other": 12})
+
+    def test_details(self) -> None:
+        """At least what section 3 calls `details`, each figure in its place."""
+        stats = Stats(0.0, [Ping])
+        names = (
+            "bytes_in",
+            "bytes_out",
+            "messages_in",
+            "messages_out",
+            "broadcasts",
+            "deliveries",
+            "connections",
+            "peak_clients",
+        )
+        for number, name in enumerate(names, 1):
+            setattr(stats, name, number)
+        stats.errors["bad_json"] += 3
+        stats.disconnects["client_closed"] += 4
+        stats.kinds[Ping] += 5
+        details = stats.details(2.0)
+        self.assertEqual({name: details[name] for name in names}, {n: i for i, n in enumerate(names, 1)})
+        self.assertEqual(details["errors"], {"bad_json": 3})
+        self.assertEqual(details["disconnects"], {"client_closed": 4})
+        self.assertEqual(details["messages_by_type"], {"ping": 5})
+        self.assertEqual(details["rates"], stats.rates(2.0))
+
+    def test_details_are_a_copy(self) -> None:
+        """They may wait to be sent while the server goes on."""
+        stats = Stats(0.0)
+        details = stats.details(1.0)
+        stats.errors["bad_json"] += 1
+        stats.disconnects["client_closed"] += 1
+        self.assertEqual((details["errors"], details["disconnects"]), ({}, {}))
+
+    def test_the_start_is_known(self) -> None:
+        self.assertEqual(Stats(12.5).started, 12.5)
