@@ -304,8 +304,8 @@ class Outbox:
         file or the error that tells the reactor.
         """
         self.close()
-        if self._descriptor is not None:
-            self._descriptor.stopWriting()
+        assert self._descriptor is not None
+        self._descriptor.stopWriting()
         self._owner.outboxDrained()
 
     def progress(self) -> tuple[int, int, int]:

@@ -65,17 +65,17 @@ class TCPJSONProtocol(Int32StringReceiver):
     transport: Any
 
     # In the class until they are needed: a connection that is idle is small.
-    _holds = 0
     _releasing = 0
     _release_call: IDelayedCall | None = None
     _abort_call: IDelayedCall | None = None
-    _working = False
     _input_ended = False
     _shut = False
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._reader = FrameReader()
+        self._holds = 0
+        self._working = False
 
     def connectionMade(self) -> None:
         self._outbox = Outbox(self.transport, self)

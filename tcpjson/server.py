@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
@@ -27,7 +26,7 @@ from tcpjson.core import errors
 from tcpjson.core.codec import Codec
 from tcpjson.core.encoding import QUOTE, RAW_OFFSETS, check_raw, encode, encode_message
 from tcpjson.core.errors import FrameTimeout, HandlerTimeout, Internal, ProtocolError, SlowConsumer, TooLarge
-from tcpjson.core.framing import frame
+from tcpjson.core.framing import frame, join_frames
 from tcpjson.core.limits import HIGH_WATER, Limits
 from tcpjson.core.messages import Error, Message, ServerStats, Welcome
 from tcpjson.core.ordering import AnswerOrder, Slot
@@ -50,7 +49,6 @@ _LOW_WATER = HIGH_WATER // 2
 # Looks at a peer that takes nothing, in one write_timeout.
 _LOOKS = 4
 
-_pack = Struct(">I").pack
 
 _receive = TCPJSONProtocol.dataReceived
 # Arithmetic of IntFlag is slow; on the hot path a hold is a plain number.
@@ -82,11 +80,11 @@ class Turn:
     timestamp: str
 
     def __init__(self) -> None:
-        #: Frames for the connection itself.
+        #: Payloads for the connection itself.
         self.answers: list[bytes] = []
         #: Bytes of those that were not returned by a handler at once.
         self.gathered = 0
-        #: Frames for all others.
+        #: Payloads for all others.
         self.burst: list[bytes] = []
         self.burst_size = 0
         #: Connections to which something was sent, and that were not flushed.
@@ -105,9 +103,7 @@ class Connection(TCPJSONProtocol):
     _state = State.OPEN
     # The code of section 9 that says why the connection ends.
     _reason = ""
-    _order: AnswerOrder | None = None
     _running: dict[Slot, tuple[Deferred[Any], Message]] | None = None
-    _frame_since: float | None = None
     _progress: tuple[int, int, int] | None = None
     _progress_since = 0.0
     bytes_in = 0
@@ -115,6 +111,11 @@ class Connection(TCPJSONProtocol):
     messages_out = 0
 
     # The beginning.
+
+    def __init__(self, clock: IReactorTime) -> None:
+        super().__init__(clock)
+        self._order: AnswerOrder | None = None
+        self._frame_since: float | None = None
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -143,7 +144,7 @@ class Connection(TCPJSONProtocol):
         self._state = advance(self._state, Event.IDENTIFIED)
         self._name()
         factory.join(self)
-        self._send_now([frame(factory.welcome(self.client_id))])
+        self._send_now([factory.welcome(self.client_id)])
 
     def _name(self) -> None:
         peer = self.transport.getPeer()
@@ -203,42 +204,56 @@ class Connection(TCPJSONProtocol):
         room = HIGH_WATER - self._outbox.answers
         messages = factory.codec.decode(payloads)
         stats.messages_in += len(messages)
-        handled = 0
+        # Messages mostly come as more of the same: what is known of their kind is looked up when it changes.
+        kind = answer_kind = offset = None
+        handler: Any = None
+        handled = counted = 0
         for message in messages:
+            if type(message) is not kind:
+                if kind is not None:
+                    kinds[kind] += handled - counted
+                kind = type(message)
+                handler = handlers[kind]
+                # The first at once: statistics that it asks for know of it.
+                kinds[kind] += 1
+                counted = handled + 1
             handled += 1
-            kind = type(message)
-            kinds[kind] += 1
             try:
-                answer = handlers[kind](self, message)
-                if (offset := RAW_OFFSETS.get(type(answer))) is not None:
+                answer = handler(self, message)
+                if type(answer) is not answer_kind:
+                    answer_kind = type(answer)
+                    offset = RAW_OFFSETS.get(answer_kind)
+                if offset is not None:
                     # `encode_message`, for the answers that are sent most.
                     answer.timestamp = timestamp
-                    if (request_id := message.id) is UNSET or request_id is None:
-                        data = encode(answer)
+                    request_id = message.id
+                    if request_id is UNSET or request_id is None:
+                        payload = encode(answer)
                     else:
                         answer.id = request_id
-                        data = encode(answer)
+                        payload = encode(answer)
                         # The handler may return it again, to a request without.
                         answer.id = UNSET
-                    if data[offset] != QUOTE:
+                    if payload[offset] != QUOTE:
                         check_raw(answer)
-                    data = _pack(len(data)) + data
                 else:
-                    data = self._answer(answer, message)
+                    payload = self._answer(answer, message)
                     order = self._order
             except Exception as error:
-                data = self._refusal(error, message)
-            if data and order is not None and message.id in _NO_ID and order.queue(data):
+                payload = self._refusal(error, message)
+            if order is not None and message.id in _NO_ID and payload and order.queue(payload):
                 self._limit_answers()
-            elif data:
-                answers.append(data)
-                room -= len(data)
+            elif payload:
+                answers.append(payload)
+                room -= len(payload)
                 if room < 0:
                     self._send_gathered(turn)
                     self._limit_answers()
                     room = HIGH_WATER - self._outbox.answers
             if self._holds:
                 break
+        if kind is not None:
+            kinds[kind] += handled - counted
         self.messages_in += handled
         # What is left will be counted when it is handled.
         stats.messages_in -= len(messages) - handled
@@ -278,18 +293,18 @@ class Connection(TCPJSONProtocol):
     # Answering.
 
     def _answer(self, answer: object, message: Message) -> bytes:
-        """The frame of what a handler returned; empty when there is none, or none yet."""
+        """The payload of what a handler returned; empty when there is none, or none yet."""
         if answer is None:
             return b""
         if isinstance(answer, (Message, dict)):
-            return frame(encode_message(answer, self.timestamp, message.id))
+            return encode_message(answer, self.timestamp, message.id)
         if isinstance(answer, Awaitable):
             self._await(answer, message)
             return b""
         raise TypeError(f"a handler returned a {type(answer).__name__}, not a message, a dict or None")
 
     def _refusal(self, error: Exception, message: Message) -> bytes:
-        """The error frame for a message that could not be handled; empty when it ends the connection."""
+        """The error for a message that could not be handled; empty when it ends the connection."""
         if not isinstance(error, ProtocolError):
             log.failure(
                 "handler of {kind} failed for {client}", kind=type(message).__name__, client=self.client_id
@@ -298,9 +313,9 @@ class Connection(TCPJSONProtocol):
         if error.fatal:
             self.fail(error)
             return b""
-        return self._error_frame(error, message.id)
+        return self._error_payload(error, message.id)
 
-    def _error_frame(self, error: ProtocolError, request_id: Any = UNSET) -> bytes:
+    def _error_payload(self, error: ProtocolError, request_id: Any = UNSET) -> bytes:
         self.factory.stats.errors[error.code] += 1
         answer = Error(
             code=error.code,
@@ -308,10 +323,10 @@ class Connection(TCPJSONProtocol):
             fatal=error.fatal,
             retry_after=UNSET if error.retry_after is None else error.retry_after,
         )
-        return frame(encode_message(answer, self.timestamp, request_id))
+        return encode_message(answer, self.timestamp, request_id)
 
     def _await(self, answer: Awaitable[Any], message: Message) -> None:
-        """Have the frame of an answer that is to come sent when it is there, in its order."""
+        """Have an answer that is to come sent when it is there, in its order."""
         if self._order is None:
             self._order = AnswerOrder()
         if self._running is None:
@@ -338,10 +353,10 @@ class Connection(TCPJSONProtocol):
                 result.raiseException()
             if isinstance(result, Awaitable):
                 raise TypeError("a handler's answer is something to await once more")
-            data = self._answer(result, message)
+            payload = self._answer(result, message)
         except Exception as error:
-            data = self._refusal(error, message)
-        self._settle(slot, data)
+            payload = self._refusal(error, message)
+        self._settle(slot, payload)
 
     def handler_expired(self, slot: Slot) -> None:
         """A handler took too long."""
@@ -350,25 +365,25 @@ class Connection(TCPJSONProtocol):
         self._settle(slot, self._refusal(HandlerTimeout(), message))
         self._cancel(deferred)
 
-    def _settle(self, slot: Slot, data: bytes) -> None:
+    def _settle(self, slot: Slot, payload: bytes) -> None:
         """An unfinished handler is finished."""
         if self._running is None or self._order is None or self._running.pop(slot, None) is None:
             return
         self.factory.handler_deadlines.clear((self, slot))
-        frames = self._order.settle(slot, data)
+        payloads = self._order.settle(slot, payload)
         if not self._order.unsettled:
             self._order = None
         turn = self.factory.turn
         if turn is not None and turn.connection is self:
-            self._gather(turn, frames)
+            self._gather(turn, payloads)
         else:
-            self._send_now(frames)
+            self._send_now(payloads)
         self._make_room()
 
-    def _gather(self, turn: Turn, frames: list[bytes]) -> None:
-        """Have frames sent to this client itself with the answers of its turn."""
-        turn.answers += frames
-        turn.gathered += sum(map(len, frames))
+    def _gather(self, turn: Turn, payloads: list[bytes]) -> None:
+        """Have payloads sent to this client itself with the answers of its turn."""
+        turn.answers += payloads
+        turn.gathered += sum(map(len, payloads))
         if turn.gathered > HIGH_WATER:
             self._send_gathered(turn)
             self._limit_answers()
@@ -379,14 +394,12 @@ class Connection(TCPJSONProtocol):
         turn.answers.clear()
         turn.gathered = 0
 
-    def _send_now(self, frames: list[bytes]) -> None:
+    def _send_now(self, payloads: list[bytes]) -> None:
         """Send answers to this client itself."""
-        count = len(frames)
-        if not count:
-            return
-        data = frames[0] if count == 1 else b"".join(frames)
-        self._count_out(count, len(data))
-        self._outbox.write(data, True)
+        if payloads:
+            data = join_frames(payloads)
+            self._count_out(len(payloads), len(data))
+            self._outbox.write(data, True)
 
     def _count_out(self, messages: int, size: int) -> None:
         self.messages_out += messages
@@ -453,15 +466,16 @@ class Connection(TCPJSONProtocol):
         return self.factory.server_stats()
 
     def send(self, message: Message | dict[str, Any]) -> None:
-        data = frame(encode_message(message, self.timestamp))
+        payload = encode_message(message, self.timestamp)
         factory = self.factory
         turn = factory.turn
         if turn is not None and turn.connection is self:
-            self._gather(turn, [data])
+            self._gather(turn, [payload])
             return
         if turn is not None:
             # It must not overtake a broadcast of the same turn.
             factory.commit(turn)
+        data = frame(payload)
         if self.has_room(len(data)):
             self._count_out(1, len(data))
             if turn is None:
@@ -471,7 +485,7 @@ class Connection(TCPJSONProtocol):
                 turn.dirty[self] = None
 
     def broadcast(self, message: Message | dict[str, Any]) -> Recipients:
-        return Recipients(self.factory.broadcast(self, frame(encode_message(message, self.timestamp))))
+        return Recipients(self.factory.broadcast(self, encode_message(message, self.timestamp)))
 
     def close(self) -> None:
         turn = self.factory.turn
@@ -506,7 +520,7 @@ class Connection(TCPJSONProtocol):
             return
         if isinstance(error, SlowConsumer):
             self._outbox.drop_unbegun()
-        self._finish(error.code, self._error_frame(error))
+        self._finish(error.code, frame(self._error_payload(error)))
 
     def _finish(self, reason: str, last: bytes = b"") -> None:
         """Send the answers already made, then `last`, then close."""
@@ -610,10 +624,11 @@ class TCPJSONServerFactory(ServerFactory):
         self.handlers: dict[type[Message], Callable[[Any, Any], Any]] = classic.router.merged(
             *routers
         ).handlers
-        types = [kind for kind in self.handlers if kind.__struct_config__.tag]
         own = classic.router.handlers
         self.codec = Codec(
-            types, strict, [kind for kind in types if self.handlers[kind] is not own.get(kind)]
+            [kind for kind in self.handlers if kind.__struct_config__.tag],
+            strict,
+            checked=[kind for kind, handler in self.handlers.items() if handler is not own.get(kind)],
         )
         self.timestamps = Timestamps(wall)
         #: Those that are served.
@@ -701,39 +716,39 @@ class TCPJSONServerFactory(ServerFactory):
         """A client is served no more."""
         self.clients.discard(connection)
 
-    def broadcast(self, sender: Connection, data: bytes) -> int:
-        """Hand a frame to all clients but its sender; returns to how many."""
+    def broadcast(self, sender: Connection, payload: bytes) -> int:
+        """Hand a payload to all clients but its sender; returns to how many."""
         recipients = len(self.clients) - (sender in self.clients)
         self.stats.broadcasts += 1
         turn = self.turn
         if turn is not None and turn.connection is sender:
-            turn.burst.append(data)
-            turn.burst_size += len(data)
+            turn.burst.append(payload)
+            turn.burst_size += len(payload)
             # A quarter of a queue: a burst alone fills no queue whose socket takes something.
             if turn.burst_size > self.limits.max_queue // 4:
                 self.commit(turn)
         else:
             if turn is not None:
                 self.commit(turn)
-            self._deliver(sender, data, 1)
+            self._deliver(sender, [payload])
         return recipients
 
     def commit(self, turn: Turn) -> None:
         """Send what a turn has for others."""
         if turn.burst:
-            data = turn.burst[0] if len(turn.burst) == 1 else b"".join(turn.burst)
-            count = len(turn.burst)
-            turn.burst.clear()
+            burst, turn.burst = turn.burst, []
             turn.burst_size = 0
-            self._deliver(turn.connection, data, count)
+            self._deliver(turn.connection, burst)
         if turn.dirty:
             for connection in turn.dirty:
                 connection._outbox.flush()
             turn.dirty.clear()
 
-    def _deliver(self, sender: Connection, data: bytes, count: int) -> None:
-        """Send frames, `count` of them, to all clients but one."""
+    def _deliver(self, sender: Connection, payloads: list[bytes]) -> None:
+        """Send payloads to all clients but one."""
+        data = join_frames(payloads)
         size = len(data)
+        count = len(payloads)
         deliveries = 0
         # One that is found full leaves the set meanwhile.
         for client in tuple(self.clients):

@@ -1,6 +1,7 @@
 """A real `twistd tcpjson` in a process of its own, and peers that speak to it over blocking sockets.
 
-Nothing here waits without a bound: `TIMEOUT` is far above what anything takes, and reached only when it fails.
+Nothing here waits without a bound: `TIMEOUT` is far above what anything takes, and reached only where it
+fails.
 """
 
 from __future__ import annotations
@@ -199,16 +200,16 @@ class Server:
         with self._changed:
             return list(self._lines)
 
-    def wait_for(self, pattern: str, count: int = 1, timeout: float = TIMEOUT) -> list[re.Match[str]]:
+    def wait_for(self, pattern: str, count: int = 1, since: int = 0) -> list[re.Match[str]]:
         """
-        Wait until so many lines of the log match; returns the matches.
+        Wait until so many lines of the log, from the line `since` on, match; returns the matches.
 
         Raises:
             AssertionError: they were not there in time, or the server ended before.
         """
         found: list[re.Match[str]] = []
-        looked = 0
-        deadline = time.monotonic() + timeout
+        looked = since
+        deadline = time.monotonic() + TIMEOUT
         with self._changed:
             while True:
                 for line in self._lines[looked:]:
@@ -220,22 +221,16 @@ class Server:
                 if len(found) >= count:
                     return found
                 if self._closed or left <= 0:
-                    ended = "the server ended" if self._closed else f"{timeout:g} seconds are over"
+                    ended = "the server ended" if self._closed else f"{TIMEOUT:g} seconds are over"
                     text = "\n".join(self._lines[-60:])
                     raise AssertionError(
                         f"{ended}, and {len(found)} of {count} lines matched {pattern!r}:\n{text}"
                     )
                 self._changed.wait(left)
 
-    def disconnects(self, client_id: str, count: int = 1) -> dict[str, str]:
-        """
-        Wait for the line that tells of a client's end; returns its figures by their names.
-
-        Args:
-            client_id: of the client.
-            count: how many of this name have gone then.
-        """
-        match = self.wait_for(rf"\] disconnected {re.escape(client_id)} (.*)$", count)[-1]
+    def disconnects(self, client_id: str, since: int = 0) -> dict[str, str]:
+        """Wait for the line that tells of a client's end; returns its figures by their names."""
+        match = self.wait_for(rf"\] disconnected {re.escape(client_id)} (.*)$", since=since)[0]
         return dict(part.split("=", 1) for part in match[1].split())
 
     @property
@@ -481,7 +476,9 @@ class ServerTestCase(SynchronousTestCase):
             except SkipTest:
                 raise
             except Exception as error:
-                parts = [str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"]
+                parts = [
+                    str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+                ]
                 for server, start in self._servers:
                     lines = server.log[start:]
                     parts += ["--- the server's log ---", *lines[:20]]
@@ -553,9 +550,7 @@ class ServerTestCase(SynchronousTestCase):
             receive_buffer, send_buffer: sizes of its socket's buffers in bytes; the system's when None.
             greet: read `welcome`.
         """
-        connection = self.dial(
-            server or self.server, receive_buffer=receive_buffer, send_buffer=send_buffer
-        )
+        connection = self.dial(server or self.server, receive_buffer=receive_buffer, send_buffer=send_buffer)
         if self.tls:
             connection = certificates().client.wrap_socket(connection, server_hostname="127.0.0.1")
             self.addCleanup(connection.close)
@@ -567,6 +562,11 @@ class ServerTestCase(SynchronousTestCase):
             peer.welcome = peer.receive()
             self.assertEqual(peer.welcome["type"], "welcome")
         return peer
+
+    def figures(self, client_id: str) -> dict[str, str]:
+        """`disconnects` of the shared server. Ports come again: what earlier tests did does not count."""
+        server = self.server
+        return server.disconnects(client_id, next(start for known, start in self._servers if known is server))
 
     def alone(self, peer: Peer, others: int = 0) -> None:
         """Wait until the server counts no clients but this one and so many others."""

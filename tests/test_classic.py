@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import socket
@@ -13,7 +14,7 @@ from tests.harness import TIMEOUT, ServerTestCase, certificates
 
 
 class ClassicClient:
-    """Sockets and JSON, and a thread that receives. It knows nothing of the package that it is tested with."""
+    """Sockets and JSON, and a thread that receives; nothing of the package."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -57,10 +58,8 @@ class ClassicClient:
         return message
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self.thread.join(TIMEOUT)
         self.connection.close()
 

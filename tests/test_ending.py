@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
-from tests.harness import CUT, TIMEOUT, Ended, Peer, Server, ServerTestCase, encode, until
+from tests.harness import CUT, TIMEOUT, Ended, Peer, ServerTestCase, encode, until
 
 MEBIBYTE = 1024 * 1024
 
@@ -67,7 +67,7 @@ class TooLargeTests(ServerTestCase):
         [error] = peer.rest()
         self.assertEqual((error["code"], error["fatal"]), ("too_large", True))
         peer.close()
-        self.assertEqual(self.server.disconnects(peer.client_id)["messages_in"], "0")
+        self.assertEqual(self.figures(peer.client_id)["messages_in"], "0")
 
 
 class TooLargeProxyTests(TooLargeTests):
@@ -95,7 +95,7 @@ class FrameTimeoutTests(ServerTestCase):
         self.assertGreaterEqual(time.monotonic() - since, 0.95)
         self.assertLess(time.monotonic() - since, 10)
         peer.close()
-        self.assertEqual(self.server.disconnects(peer.client_id)["reason"], "frame_timeout")
+        self.assertEqual(self.figures(peer.client_id)["reason"], "frame_timeout")
 
     def trickle(self, peer: Peer, data: bytes, pause: float) -> bool:
         """Send a byte after each pause that no answer ends; whether all were sent."""
@@ -172,7 +172,7 @@ class HalfCloseTests(ServerTestCase):
         peer.send(*({"type": "echo", "content": n} for n in range(500)))
         peer.socket.shutdown(socket.SHUT_WR)
         self.assertEqual([answer["content"] for answer in peer.rest()], [*range(500)])
-        figures = self.server.disconnects(peer.client_id)
+        figures = self.figures(peer.client_id)
         self.assertEqual((figures["reason"], figures["messages_in"]), ("client_closed", "500"))
 
     def test_more_answers_than_the_buffers_hold(self) -> None:
@@ -212,16 +212,16 @@ class HalfCloseTests(ServerTestCase):
 class ReasonTests(ServerTestCase):
     """What the log says of ends that no error announces."""
 
-    def ends_with(self, server: Server, how: str) -> str:
-        peer = self.connect(server)
+    def ends_with(self, how: str) -> str:
+        peer = self.connect()
         getattr(peer, how)()
-        return server.disconnects(peer.client_id)["reason"]
+        return self.figures(peer.client_id)["reason"]
 
     def test_closed_in_order(self) -> None:
-        self.assertEqual(self.ends_with(self.server, "close"), "client_closed")
+        self.assertEqual(self.ends_with("close"), "client_closed")
 
     def test_closed_by_force(self) -> None:
-        self.assertEqual(self.ends_with(self.server, "reset"), "connection_lost")
+        self.assertEqual(self.ends_with("reset"), "connection_lost")
 
     def test_a_reset_hurts_nobody_else(self) -> None:
         """Fifty that vanish in the middle of broadcasts to them; the sender's answers all come."""

@@ -82,9 +82,7 @@ class GarbageTests(ServerTestCase):
 
     def payloads(self, chance: random.Random, count: int) -> list[bytes]:
         """Random payloads, and those of the vectors with bytes changed, lost, doubled or swapped."""
-        seeds = [
-            piece[4:] for vector in load() for piece in vector.pieces(65536) if 4 < len(piece) < 2000
-        ]
+        seeds = [piece[4:] for vector in load() for piece in vector.pieces(65536) if 4 < len(piece) < 2000]
         found = []
         for _ in range(count):
             data = bytearray(chance.choice(seeds))
@@ -99,7 +97,9 @@ class GarbageTests(ServerTestCase):
                 elif kind == 2:
                     data[at:at] = data[at:to] * chance.randrange(1, 4)
                 elif kind == 3:
-                    data[at:at] = chance.choice([b'"', b"{", b"[", b"\\", b"\\ud800", b"1e999", b",", b"\x00", b"\xff"])
+                    data[at:at] = chance.choice(
+                        [b'"', b"{", b"[", b"\\", b"\\ud800", b"1e999", b",", b"\x00", b"\xff"]
+                    )
                 else:
                     other = chance.choice(seeds)
                     data[at:to] = other[: chance.randrange(1, 40)]

@@ -19,8 +19,9 @@ class StuckTests(ServerTestCase):
     stuck = 200
     witnesses = 20
     rounds = 100
-    # What the server may grow by while it serves both, in bytes. All queues hold the same objects, so that there
-    # is little more than one copy of max_queue, 256 KiB; 15 MiB of broadcasts pass through. Measured: 1.6 MiB.
+    # What the server may grow by while it serves both, in bytes. All queues hold the same objects, so that
+    # there is little more than one copy of max_queue, 256 KiB; 15 MiB of broadcasts pass through. Measured:
+    # 1.6 MiB.
     growth = 6 * MEBIBYTE
 
     def test_healthy_clients_lose_nothing(self) -> None:
@@ -83,7 +84,9 @@ class StuckTests(ServerTestCase):
         # They are aborted 2 seconds later.
         for peer in stuck:
             messages = peer.rest()
-            self.assertEqual([message["content"][0] for message in messages[:-1]], [*range(len(messages) - 1)])
+            self.assertEqual(
+                [message["content"][0] for message in messages[:-1]], [*range(len(messages) - 1)]
+            )
             self.assertGreater(len(messages), 2)
             last = messages[-1]
             self.assertEqual((last["type"], last["code"], last["fatal"]), ("error", "slow_consumer", True))
@@ -92,7 +95,7 @@ class StuckTests(ServerTestCase):
             self.assertEqual(server.disconnects(peer.client_id)["reason"], "slow_consumer")
 
     def test_write_timeout(self) -> None:
-        """Who takes nothing for `--write-timeout` is cut, though its queue has room; who takes a little is not."""
+        """Who takes nothing for `--write-timeout` is cut, though there is room; who takes a little is not."""
         server = self.start("--write-timeout", "1", "--send-buffer", str(SMALL))
         stuck = self.connect(server, receive_buffer=SMALL)
         slow = self.connect(server, receive_buffer=SMALL)
@@ -123,7 +126,9 @@ class StuckTests(ServerTestCase):
         other = self.connect(server)
         before = server.resident()
         count = 12_000
-        requests = [encode({"type": "echo", "content": f"{n:0900}", "id": n}) for n in range(10_000, 10_000 + count)]
+        requests = [
+            encode({"type": "echo", "content": f"{n:0900}", "id": n}) for n in range(10_000, 10_000 + count)
+        ]
         size = len(requests[0])
         data = b"".join(requests)
         sent = greedy.write_what_fits(data)

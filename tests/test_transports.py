@@ -108,7 +108,12 @@ class ProxyTests(ServerTestCase):
 
     def test_no_address(self) -> None:
         """A balancer's own connection, as for its health checks, has its own address."""
-        for header in (b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ::1 ::1 5 6\r\n", v2(0x00, b"", 0), v2(0x00, b"")):
+        for header in (
+            b"PROXY UNKNOWN\r\n",
+            b"PROXY UNKNOWN ::1 ::1 5 6\r\n",
+            v2(0x00, b"", 0),
+            v2(0x00, b""),
+        ):
             peer = self.fresh()
             peer.write(header)
             host, number = peer.socket.getsockname()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tcpjson.vectors import Matcher, Vector, load
-from tests.harness import Ended, Peer, ServerTestCase, shared
+from tests.harness import Ended, Peer, Server, ServerTestCase, shared
 
 _SYNC = "the end of this vector"
 
@@ -13,19 +13,27 @@ _SYNC = "the end of this vector"
 class VectorTests(ServerTestCase):
     """Over TCP, each piece in a write of its own."""
 
+    def setUp(self) -> None:
+        self._seconds: dict[Server, Peer] = {}
+
     def play(self, vector: Vector) -> list[str]:
         """Play one; returns what was wrong, in a line each."""
         options = tuple(f"--{name}" for name, given in vector.options.items() if given)
         server = self.watch(shared(*options, ports=(self.port,)))
-        second = self.connect(server)
+        # Each vector leaves it as new.
+        second = self._seconds.get(server)
+        if second is None:
+            second = self._seconds[server] = self.connect(server)
         self.alone(second)
         sender = self.connect(server)
         try:
             wrong = self._converse(vector, sender, second)
         except (Ended, OSError, ValueError) as error:
             wrong = [f"{type(error).__name__}: {error}"]
+        if wrong:
+            del self._seconds[server]
+            second.close()
         sender.close()
-        second.close()
         return [f"{vector.name}: {line}" for line in wrong]
 
     def _converse(self, vector: Vector, sender: Peer, second: Peer) -> list[str]:

@@ -71,30 +71,27 @@ class Codec:
         Decode the payloads of frames: each to a message of one of the types, or to `Custom`, `Text` or
         `Refused`. Nothing that a peer can send makes it raise.
         """
+        checked = self._checked
         try:
             # msgspec looks at no UTF-8 in what it passes over.
             if not all(map(_isascii, payloads)):
                 deque(map(bytes.decode, payloads), maxlen=0)
-            messages = list(map(self._decode, payloads))
-            if not self._checked:
-                return messages
+            messages: list[Message] = list(map(self._decode, payloads))
         except (ValueError, RecursionError):
-            pass
-        # One of them at least is no good message of a known type, or may have to be checked.
-        return [self._decode_one(payload) for payload in payloads]
+            # One of them at least is no good message of a known type.
+            messages = list(map(self._decode_one, payloads))
+        if checked:
+            for index, message in enumerate(messages):
+                if type(message) in checked:
+                    messages[index] = _check(message, payloads[index])
+        return messages
 
     def _decode_one(self, payload: bytes) -> Message:
         try:
             payload.decode()
-            message: Message = self._decode(payload)
+            return cast("Message", self._decode(payload))
         except (ValueError, RecursionError) as error:
             return self._classify(payload, error)
-        if type(message) in self._checked:
-            try:
-                check_value(payload, MAX_DEPTH + 1)
-            except BadJSON as refusal:
-                return Refused(error=refusal, id=message.id)
-        return message
 
     def _classify(self, payload: bytes, error: Exception) -> Message:
         """What a payload is that is no good message of a known type."""
@@ -106,7 +103,6 @@ class Codec:
                 raise BadJSON(f"not UTF-8: {error.reason} at byte {error.start}")
             first = payload.lstrip(_WHITE_SPACE)[:1]
             if first == b"{":
-                _check_grammar(payload)
                 request_id = _decode_identified(payload).request_id()
                 return self._classify_object(payload, error, request_id)
             return self._classify_text(payload, first == b"[")
@@ -140,6 +136,19 @@ class Codec:
         if self._strict:
             raise BadMessage("not an object")
         return Text(original=Raw(payload))
+
+
+def _check(message: Message, payload: bytes) -> Message:
+    """The message, or its refusal when not all of it is fit to be relayed."""
+    # In a message of a type, a value of 64 levels may stand in a field; other payloads are the value.
+    depth = MAX_DEPTH if isinstance(message, (Custom, Text)) else MAX_DEPTH + 1
+    try:
+        if isinstance(message, Text) and isinstance(message.original, str):
+            return message
+        check_value(payload, depth)
+    except BadJSON as error:
+        return Refused(error=error, id=message.id)
+    return message
 
 
 def _union(types: Sequence[type[Message]]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from struct import Struct
 
 _LENGTH = Struct(">I")
@@ -23,6 +25,13 @@ class FrameTooLong(Exception):
 def frame(payload: bytes) -> bytes:
     """The payload behind its length. Raises `struct.error` from 4 GiB on."""
     return _pack(len(payload)) + payload
+
+
+def join_frames(payloads: Sequence[bytes]) -> bytes:
+    """The frames of payloads, one behind the other. Raises as `frame`."""
+    if len(payloads) == 1:
+        return frame(payloads[0])
+    return b"".join(chain.from_iterable(zip(map(_pack, map(len, payloads)), payloads, strict=True)))
 
 
 def frame_boundary(data: bytes, offset: int) -> int:
@@ -113,7 +122,7 @@ class FrameReader:
     def untake(self, payloads: list[bytes]) -> None:
         """Put back the last payloads that `take` gave, to be taken again."""
         rest = self._data[self._position :]
-        self._data = b"".join(map(frame, payloads)) + rest
+        self._data = join_frames(payloads) + rest
         self._position = 0
         self._needed = PREFIX_LENGTH
         self.begun = self.ready = True

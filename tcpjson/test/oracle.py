@@ -10,13 +10,23 @@ from hypothesis import strategies as st
 
 
 class Number(str):
-    """A number by its digits, as it stood in the text."""
+    """A number by its digits, as it stood in the text. It equals no string."""
 
     __slots__ = ()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Number) and str(self) == str(other)
+
+    __hash__ = str.__hash__
+
 
 class Pairs(list[tuple[str, Any]]):
-    """An object with all of its names, those that stand twice too."""
+    """An object with all of its names, those that stand twice too. It equals no array."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pairs) and list(self) == list(other)
+
+    __hash__ = None
 
 
 def _constant(name: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import strategies as st
@@ -75,6 +76,14 @@ def carriers(value: Raw) -> list[tuple[str, Answer]]:
     ]
 
 
+def fields(payload: bytes) -> dict[str, Any]:
+    """The fields of a payload, none of which may stand there twice."""
+    names = [name for name, _ in oracle.parse(payload)]
+    assert len(names) == len(set(names)), names
+    decoded: dict[str, Any] = json.loads(payload)
+    return decoded
+
+
 CARRIERS = {type(answer) for _, answer in carriers(Raw(b"0"))}
 
 
@@ -83,14 +92,12 @@ class AnswerTests(SynchronousTestCase):
 
     def test_the_timestamp_is_put_in(self) -> None:
         payload = encode_message(BroadcastSent(3), NOW)
-        self.assertEqual(
-            oracle.parse(payload), [("type", "broadcast_sent"), ("recipients", "3"), ("timestamp", NOW)]
-        )
+        self.assertEqual(fields(payload), {"type": "broadcast_sent", "recipients": 3, "timestamp": NOW})
 
     def test_the_id_of_the_request_is_put_in(self) -> None:
         for request_id in ("a", "", "é" * 128, 0, -(2**63), 2**63 - 1):
             payload = encode_message(BroadcastSent(3), NOW, request_id)
-            self.assertEqual(oracle.field(payload, "id"), str(request_id))
+            self.assertEqual(fields(payload)["id"], request_id)
 
     def test_no_id_of_an_earlier_request_stays(self) -> None:
         """An answer may be sent again and again."""
@@ -107,20 +114,20 @@ class AnswerTests(SynchronousTestCase):
     def test_an_error_without_retry_after(self) -> None:
         payload = encode_message(Error(code="forbidden", message="no", fatal=False), NOW, 7)
         self.assertEqual(
-            dict(oracle.parse(payload)),
+            fields(payload),
             {
                 "type": "error",
                 "code": "forbidden",
                 "message": "no",
                 "fatal": False,
                 "timestamp": NOW,
-                "id": "7",
+                "id": 7,
             },
         )
 
     def test_an_error_with_retry_after(self) -> None:
         payload = encode_message(Error(code="going_away", message="", fatal=False, retry_after=1.5), NOW)
-        self.assertEqual(oracle.field(payload, "retry_after"), "1.5")
+        self.assertEqual(fields(payload)["retry_after"], 1.5)
 
 
 class CarriedValueTests(SynchronousTestCase):
@@ -182,15 +189,11 @@ class OwnMessageTests(SynchronousTestCase):
 
     def test_a_message_is_stamped(self) -> None:
         payload = encode_message(Moved(where=[1, 2]), NOW, 5)
-        self.assertEqual(
-            dict(oracle.parse(payload)), {"type": "moved", "id": "5", "where": ["1", "2"], "timestamp": NOW}
-        )
+        self.assertEqual(fields(payload), {"type": "moved", "id": 5, "where": [1, 2], "timestamp": NOW})
 
     def test_a_dict_is_stamped(self) -> None:
         payload = encode_message({"type": "moved", "where": None}, NOW, "a")
-        self.assertEqual(
-            dict(oracle.parse(payload)), {"type": "moved", "id": "a", "where": None, "timestamp": NOW}
-        )
+        self.assertEqual(fields(payload), {"type": "moved", "id": "a", "where": None, "timestamp": NOW})
 
     def test_a_time_of_their_own_is_kept(self) -> None:
         own = "1999-12-31T23:59:59.999Z"
@@ -202,16 +205,16 @@ class OwnMessageTests(SynchronousTestCase):
 
     def test_a_request_that_is_sent_on_keeps_its_id(self) -> None:
         """Its reply is to carry it yet; what is sent on does not carry it (section 2)."""
-        for request in (Moved(where=1, id="a"), Frozen(id="a"), Moved(where=object(), id="a")):
-            try:
-                self.assertNotIn(b'"id"', encode_message(request, NOW))
-            except TypeError:
-                self.assertIsInstance(request, Moved)
+        for request in (Moved(where=1, id="a"), Frozen(id="a")):
+            self.assertNotIn(b'"id"', encode_message(request, NOW))
             self.assertEqual(request.id, "a")
+        failing = Moved(where=object(), id="a")
+        self.assertRaises(TypeError, encode_message, failing, NOW)
+        self.assertEqual(failing.id, "a")
 
     def test_a_frozen_answer(self) -> None:
         answer = Frozen()
-        self.assertEqual(oracle.field(encode_message(answer, NOW, 1), "id"), "1")
+        self.assertEqual(fields(encode_message(answer, NOW, 1))["id"], 1)
         self.assertNotIn(b'"id"', encode_message(answer, NOW))
 
     def test_without_an_id(self) -> None:
@@ -220,8 +223,8 @@ class OwnMessageTests(SynchronousTestCase):
                 self.assertNotIn(b'"id"', encode_message(message, NOW, request_id))
 
     def test_the_id_of_the_request_takes_over(self) -> None:
-        self.assertEqual(oracle.field(encode_message({"id": 1}, NOW, 2), "id"), "2")
-        self.assertEqual(oracle.field(encode_message(Moved(where=0, id=1), NOW, 2), "id"), "2")
+        self.assertEqual(fields(encode_message({"id": 1}, NOW, 2))["id"], 2)
+        self.assertEqual(fields(encode_message(Moved(where=0, id=1), NOW, 2))["id"], 2)
 
     def test_a_dict_of_a_handler_stays_as_it_is(self) -> None:
         answer = {"type": "moved"}
@@ -238,8 +241,8 @@ class OwnMessageTests(SynchronousTestCase):
 
     def test_numbers_of_other_classes(self) -> None:
         """What `broadcast` returns may be put in an answer as it is."""
-        self.assertEqual(oracle.field(encode_message({"sent": Recipients(3)}, NOW), "sent"), "3")
-        self.assertEqual(oracle.field(encode_message(Moved(where=[Recipients(0)]), NOW), "where"), ["0"])
+        self.assertEqual(fields(encode_message({"sent": Recipients(3)}, NOW))["sent"], 3)
+        self.assertEqual(fields(encode_message(Moved(where=[Recipients(0)]), NOW))["where"], [0])
 
     def test_what_is_no_json(self) -> None:
         self.assertRaises(TypeError, encode_message, {"where": object()}, NOW)
@@ -261,19 +264,19 @@ class WelcomeTests(SynchronousTestCase):
     def test_its_fields(self) -> None:
         welcome = Welcome(client_id="c", message="m", server="s/1", max_length=5, limits={"max_queue": 1})
         self.assertEqual(
-            dict(oracle.parse(encode_message(welcome, NOW))),
+            fields(encode_message(welcome, NOW)),
             {
                 "type": "welcome",
                 "client_id": "c",
                 "message": "m",
                 "timestamp": NOW,
-                "protocol": "1",
+                "protocol": 1,
                 "server": "s/1",
-                "max_length": "5",
+                "max_length": 5,
                 "heartbeat": None,
                 "compression": [],
                 "features": [],
                 "auth": [],
-                "limits": [("max_queue", "1")],
+                "limits": {"max_queue": 1},
             },
         )

@@ -177,7 +177,6 @@ class PublishedTests(MemoryCase):
         self.assertEqual(self.protocol.strings, [])
 
     def test_stop_within_string_received(self) -> None:
-        # Bug S3: the transport is paused after it was stopped, which this one refuses.
         self.protocol.act = lambda string: self.protocol.stopProducing()
         self.protocol.dataReceived(frame(b"1") + frame(b"2"))
         self.assertEqual(self.protocol.strings, [b"1"])
@@ -245,7 +244,8 @@ class TurnTests(MemoryCase):
 
         protocol = Large(self.clock)
         protocol.makeConnection(StringTransport())
-        pieces = [frame(payload)[start : start + 1448] for start in range(0, len(payload) + 4, 1448)]
+        data = frame(payload)
+        pieces = [data[start : start + 1448] for start in range(0, len(data), 1448)]
         before = time.process_time()
         for piece in pieces:
             protocol.dataReceived(piece)
@@ -254,10 +254,48 @@ class TurnTests(MemoryCase):
         self.assertLess(spent, 1.0)
 
     def test_the_connection_is_lost_between_turns(self) -> None:
-        self.protocol.dataReceived(frame(b"x") * 1000)
+        """One that sends and goes has sent all the same."""
+        self.protocol.act = self.protocol.sendString
+        self.protocol.dataReceived(frame(b"x") * 2000 + b"\0\0")
         self.protocol.connectionLost()
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertEqual(len(self.protocol.strings), 512)
+        self.assertEqual(self.protocol.strings, [b"x"] * 2000)
+        # No answer is sent to one who is gone.
+        self.assertEqual(parse(self.protocol.transport.value()), [b"x"] * 512)
+
+    def test_the_connection_is_lost_while_answers_wait(self) -> None:
+        def act(string: bytes) -> None:
+            self.protocol.sendString(string)
+            self.protocol.hold(Hold.ANSWERS)
+
+        self.protocol.act = act
+        self.protocol.dataReceived(frame(b"x") * 10)
+        self.assertEqual(len(self.protocol.strings), 1)
+        self.protocol.connectionLost()
+        self.assertEqual(len(self.protocol.strings), 10)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_the_connection_is_lost_while_the_application_pauses(self) -> None:
+        """It wanted no more for now, and later is never."""
+        for hold in (Hold.PAUSED, Hold.HANDLERS, Hold.PAUSED | Hold.ANSWERS):
+            protocol = self.connect()
+            protocol.hold(hold)
+            protocol.dataReceived(frame(b"x"))
+            protocol.connectionLost()
+            self.assertEqual(protocol.strings, [])
+
+    def test_the_connection_is_lost_after_the_end(self) -> None:
+        self.protocol.hold(Hold.ANSWERS)
+        self.protocol.dataReceived(frame(b"x"))
+        self.protocol.end()
+        self.protocol.connectionLost()
+        self.assertEqual(self.protocol.strings, [])
+
+    def test_too_long_a_frame_after_the_loss(self) -> None:
+        self.protocol.dataReceived(frame(b"x") * 600 + b"\xff\xff\xff\xff")
+        self.protocol.connectionLost()
+        self.assertEqual(len(self.protocol.strings), 600)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class HoldTests(MemoryCase):
@@ -458,6 +496,18 @@ class SocketEndTests(SocketCase):
         self.assertTrue(wire.ended)
         self.assertTrue(self.protocol.lost)
 
+    def test_the_peer_closes_one_side_before_the_end_has_left(self) -> None:
+        """It gets all that waits, the last words too, and nothing is left open."""
+        wire = self.wire(send_buffer=4096)
+        self.protocol.sendString(bytes(100_000))
+        self.protocol.end(frame(b"error"))
+        wire.end()
+        self.assertFalse(self.protocol.lost)
+        wire.take_all()
+        self.assertEqual(parse(wire.data), [bytes(100_000), b"error"])
+        self.assertTrue(wire.ended)
+        self.assertTrue(self.protocol.lost)
+
     def test_abort_of_a_peer_that_goes_on(self) -> None:
         wire = self.wire()
         self.protocol.end()
@@ -531,7 +581,6 @@ class SocketEndTests(SocketCase):
         self.assertTrue(self.protocol.lost)
 
     def test_stop(self) -> None:
-        # Bug S1, S3.
         wire = self.wire()
         self.protocol.act = lambda string: self.protocol.stopProducing()
         wire.send(frame(b"1") + frame(b"2"))

@@ -24,7 +24,7 @@ from tcpjson.test.wires import Loop, TLSWire, Wire, attach, socket_pair, tls_fac
 
 V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 4711 9999\r\n"
 V1_IPV6 = b"PROXY TCP6 2001:db8::1 2001:db8::2 4711 9999\r\n"
-V1_UNKNOWN = b"PROXY UNKNOWN ::1 ::1 1 2\r\n"
+V1_UNKNOWN = b"PROXY UNKNOWN\r\n"
 _ADDRESSES = socket.inet_aton("192.0.2.1") + socket.inet_aton("192.0.2.2") + struct.pack(">HH", 4711, 9999)
 V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack(">H", len(_ADDRESSES)) + _ADDRESSES
 V2_LOCAL = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0"
@@ -103,9 +103,8 @@ class HeaderTests(Case):
             self.assertEqual([message["type"] for message in received(protocol)], ["welcome", "pong", "pong"])
             self.assertEqual(received(protocol)[1]["client_id"], "192.0.2.1:4711")
 
-    @given(st.sampled_from([V1, V2, V1_IPV6]), st.lists(st.integers(16, 80), max_size=6))
+    @given(st.sampled_from([V1, V2, V1_IPV6, V1_UNKNOWN, V2_LOCAL]), st.lists(st.integers(0, 80), max_size=8))
     def test_however_it_is_cut(self, header: bytes, cuts: list[int]) -> None:
-        """The first 16 bytes must come in one, or Twisted cannot tell the versions apart."""
         protocol = self.memory()
         data = header + PING + PING
         places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
@@ -113,6 +112,23 @@ class HeaderTests(Case):
             if start < end:
                 protocol.dataReceived(data[start:end])
         self.assertEqual([message["type"] for message in received(protocol)], ["welcome", "pong", "pong"])
+
+    @given(st.sampled_from([V1, V2, b""]), st.binary(max_size=300), st.integers(1, 300))
+    def test_whatever_comes(self, header: bytes, data: bytes, size: int) -> None:
+        """Nothing raises, and without a header nobody is welcomed."""
+        protocol = self.memory()
+        before = self.factory.stats.connections, self.factory.stats.messages_out
+        data = header[: size % (len(header) + 1)] + data
+        for start in range(0, len(data), size):
+            if not protocol.transport.disconnecting:
+                protocol.dataReceived(data[start : start + size])
+        messages = received(protocol)
+        if data.startswith((V1, V2)):
+            self.assertEqual(messages[0]["type"], "welcome")
+        elif not messages:
+            self.assertEqual(before[1], self.factory.stats.messages_out)
+            waits = V1.startswith(data[:6]) or V2.startswith(data[:12])
+            self.assertTrue(protocol.transport.disconnecting or waits)
 
     def test_nobody_is_a_client_before(self) -> None:
         protocol = self.memory()
@@ -165,7 +181,6 @@ class EndTests(Case):
             b"GET / HTTP/1.0\r\n\r\n",
             PING,
             b"PROXY NONSENSE 1 2 3\r\n",
-            # Bug S15: Twisted's parser lets a ValueError out.
             b"PROXY TCP4 192.0.2.1 192.0.2.2 x y\r\n",
         ):
             wire = self.wire()
