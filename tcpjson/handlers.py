@@ -132,7 +132,7 @@ class Router:
         tags = {kind.__struct_config__.tag for kind in added._handlers} - {None}
         merged = Router()
         for kind, handler in self._handlers.items():
-            if kind not in added._handlers and kind.__struct_config__.tag not in tags:
+            if kind.__struct_config__.tag not in tags:
                 merged.add(kind, handler)
         merged._handlers.update(added._handlers)
         return merged

@@ -141,14 +141,14 @@ class TCPJSONProtocol(Int32StringReceiver):
     def hold(self, reason: Hold) -> None:
         """Handle no frames until `release`."""
         held = self._holds
-        self._holds = held | reason
+        self._holds = held | int(reason)
         if not (held or self._working):
             self.transport.pauseProducing()
 
     def release(self, reason: Hold) -> None:
         """Handle frames again, from the next turn of the reactor, if nothing else holds them."""
         if self._holds & reason:
-            self._releasing |= reason
+            self._releasing |= int(reason)
             if self._release_call is None:
                 self._release_call = self._clock.callLater(0, self._release)
 
@@ -170,7 +170,7 @@ class TCPJSONProtocol(Int32StringReceiver):
     def resumeProducing(self) -> None:
         """Handle what was received meanwhile, at once, and read on."""
         if self._holds & Hold.PAUSED:
-            self._holds &= ~Hold.PAUSED
+            self._holds &= ~int(Hold.PAUSED)
             self._resume()
 
     def stopProducing(self) -> None:

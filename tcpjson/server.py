@@ -555,7 +555,6 @@ class Connection(TCPJSONProtocol):
 
     def inputEnded(self) -> None:
         """The client sends no more; it gets its answers, and no broadcasts."""
-        self._reason = errors.CLIENT_CLOSED
         self.factory.frame_deadlines.clear(self)
         self.factory.leave(self)
         self._make_room()

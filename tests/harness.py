@@ -445,6 +445,30 @@ class Peer:
         self.socket.close()
 
 
+def _with_log(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A test whose failures tell what the servers logged meanwhile; a traceback there is a failure."""
+
+    @functools.wraps(method)
+    def run(case: ServerTestCase) -> None:
+        try:
+            method(case)
+            for server, start in case.servers:
+                case.assertNotIn("Traceback", "\n".join(server.log[start:]))
+        except SkipTest:
+            raise
+        except Exception as error:
+            text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            parts = [text]
+            for server, start in case.servers:
+                lines = server.log[start:]
+                parts += ["--- the server's log ---", *lines[:20]]
+                if len(lines) > 20:
+                    parts += ["[...]", *lines[max(20, len(lines) - 40) :]]
+            raise case.failureException("\n".join(parts)).with_traceback(error.__traceback__) from None
+
+    return run
+
+
 class ServerTestCase(SynchronousTestCase):
     """
     Tests that share a server with others of the same options, or start their own.
@@ -459,33 +483,16 @@ class ServerTestCase(SynchronousTestCase):
     #: Begin with a PROXY header that tells our own address.
     proxied = False
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name, member in list(vars(cls).items()):
+            if name.startswith("test"):
+                setattr(cls, name, _with_log(member))
+
     def __init__(self, methodName: str = "runTest") -> None:
         super().__init__(methodName)
-        self._servers: list[tuple[Server, int]] = []
-        method = getattr(self, methodName, None)
-        if method is not None:
-            setattr(self, methodName, self._with_log(method))
-
-    def _with_log(self, method: Callable[[], None]) -> Callable[[], None]:
-        @functools.wraps(method)
-        def run() -> None:
-            try:
-                method()
-                for server, start in self._servers:
-                    self.assertNotIn("Traceback", "\n".join(server.log[start:]))
-            except SkipTest:
-                raise
-            except Exception as error:
-                parts = [
-                    str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-                ]
-                for server, start in self._servers:
-                    lines = server.log[start:]
-                    parts += ["--- the server's log ---", *lines[:20]]
-                    parts += ["[...]", *lines[max(20, len(lines) - 40) :]] if len(lines) > 20 else []
-                raise self.failureException("\n".join(parts)).with_traceback(error.__traceback__) from None
-
-        return run
+        #: The servers of this test, and how many lines of their logs are of earlier ones.
+        self.servers: list[tuple[Server, int]] = []
 
     @property
     def port(self) -> str:
@@ -500,8 +507,8 @@ class ServerTestCase(SynchronousTestCase):
 
     def watch(self, server: Server) -> Server:
         """Add a server's log to failures of this test."""
-        if all(server is not known for known, _ in self._servers):
-            self._servers.append((server, len(server.log)))
+        if all(server is not known for known, _ in self.servers):
+            self.servers.append((server, len(server.log)))
         return server
 
     def start(
@@ -510,7 +517,7 @@ class ServerTestCase(SynchronousTestCase):
         """Start a server for this test alone."""
         server = Server(*options, ports=[self.port] if ports is None else ports, soft_files=soft_files)
         self.addCleanup(server.stop)
-        self._servers.append((server, 0))
+        self.servers.append((server, 0))
         return server
 
     def dial(
@@ -566,7 +573,7 @@ class ServerTestCase(SynchronousTestCase):
     def figures(self, client_id: str) -> dict[str, str]:
         """`disconnects` of the shared server. Ports come again: what earlier tests did does not count."""
         server = self.server
-        return server.disconnects(client_id, next(start for known, start in self._servers if known is server))
+        return server.disconnects(client_id, next(start for known, start in self.servers if known is server))
 
     def alone(self, peer: Peer, others: int = 0) -> None:
         """Wait until the server counts no clients but this one and so many others."""

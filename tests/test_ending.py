@@ -19,11 +19,12 @@ class TooLargeTests(ServerTestCase):
 
     def test_the_error_arrives(self) -> None:
         """
-        Again and again, with two mebibytes behind the length: the error is there, and the end in order.
+        Again and again, with more behind the length than the sockets hold: the error is there, and the end.
 
-        A server that closes its socket with unread bytes resets the connection, and loses the error.
+        A server that closes its socket with unread bytes resets the connection: the client's writing fails,
+        and it may lose the error.
         """
-        more = b"x" * (2 * MEBIBYTE)
+        more = b"x" * (8 * MEBIBYTE)
         server = self.server
         for number in range(self.times):
             peer = self.connect(server, greet=False)
@@ -190,6 +191,20 @@ class HalfCloseTests(ServerTestCase):
         peer.socket.shutdown(socket.SHUT_WR)
         got += [answer["content"][0] for answer in peer.rest()]
         self.assertEqual(got, [*range(count)])
+        self.assertEqual(server.disconnects(peer.client_id)["reason"], "client_closed")
+
+    def test_answers_that_wait_for_long(self) -> None:
+        """It is no fatal error: who reads its answers seconds later finds them all."""
+        server = self.start("--send-buffer", "8192")
+        peer = self.connect(server, receive_buffer=8192)
+        other = self.connect(server)
+        count = 50
+        peer.send(*({"type": "echo", "content": [n, "x" * 1000]} for n in range(count)))
+        peer.socket.shutdown(socket.SHUT_WR)
+        self.alone(other)
+        # Longer than a connection lasts that ends by an error.
+        other.nothing_for(2.5)
+        self.assertEqual([answer["content"][0] for answer in peer.rest()], [*range(count)])
         self.assertEqual(server.disconnects(peer.client_id)["reason"], "client_closed")
 
     def test_no_broadcasts_after_it(self) -> None:

@@ -217,6 +217,16 @@ class StepTests(SynchronousTestCase):
         self.assertEqual(reader.announced, 0)
         self.assertEqual(reader.take(1, LIMIT), [])
 
+    def test_nothing_is_fed(self) -> None:
+        """No frame has begun by it."""
+        reader = FrameReader()
+        reader.feed(b"")
+        reader.take(1, LIMIT)
+        self.assertFalse(reader.begun)
+        reader.feed(b"\0")
+        reader.feed(b"")
+        self.assertTrue(reader.begun)
+
     def test_the_length_of_the_frame_that_waits(self) -> None:
         reader = FrameReader()
         reader.feed(b"\0\0\x01")
