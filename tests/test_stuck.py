@@ -77,19 +77,19 @@ class StuckTests(ServerTestCase):
         errors: dict[str, int] = {}
         while errors.get("slow_consumer", 0) < len(stuck):
             self.assertLess(number, 2000)
-            sender.ask({"type": "broadcast", "content": [number, "x" * 1500]})
+            # Longer than what the socket takes at once: surely one is begun.
+            sender.ask({"type": "broadcast", "content": [number, "x" * 20_000]})
             number += 1
-            if not number % 10:
-                errors = sender.stats()["details"]["errors"]
+            errors = sender.stats()["details"]["errors"]
         # They are aborted 2 seconds later.
         for peer in stuck:
             messages = peer.rest()
             self.assertEqual(
                 [message["content"][0] for message in messages[:-1]], [*range(len(messages) - 1)]
             )
-            self.assertGreater(len(messages), 2)
+            self.assertGreater(len(messages), 1)
             # What waited is dropped, but for 64 KiB that another layer may have got.
-            self.assertLess(len(messages), number - 100)
+            self.assertLess(len(messages), number - 7)
             last = messages[-1]
             self.assertEqual((last["type"], last["code"], last["fatal"]), ("error", "slow_consumer", True))
         for peer in stuck:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from tests.harness import TIMEOUT, Peer, Server, ServerTestCase, encode, folder
+from tests.harness import TIMEOUT, Peer, Server, ServerTestCase, certificates, encode, folder
 
 PROXIED = "haproxy:tcp:0:interface=127.0.0.1"
 
@@ -167,6 +167,33 @@ class ProxyTests(ServerTestCase):
             self.assertEqual([*peer.until_end()], [], data)
         self.witness()
         self.assertNotIn("forged", "\n".join(self.server.log))
+
+
+class ProxyTLSTests(ServerTestCase):
+    """`haproxy:ssl:`: as balancers send it, the header stands in the clear, before the handshake."""
+
+    options = ("--frame-timeout", "1")
+
+    @property
+    def port(self) -> str:
+        return f"haproxy:{certificates().port}"
+
+    def test_the_header_before_the_handshake(self) -> None:
+        for header, client_id in HEADERS.items():
+            raw = self.dial(self.server)
+            raw.sendall(header)
+            connection = certificates().client.wrap_socket(raw, server_hostname="127.0.0.1")
+            self.addCleanup(connection.close)
+            peer = Peer(connection)
+            self.assertEqual(peer.receive()["client_id"], client_id)
+            self.assertEqual(peer.ask({"type": "ping"})["type"], "pong")
+
+    def test_a_header_and_no_handshake(self) -> None:
+        """No `welcome` without a handshake; the line in the log tells the real address."""
+        raw = self.dial(self.server)
+        raw.sendall(V1)
+        self.assertEqual([*Peer(raw).until_end()], [])
+        self.assertEqual(self.figures("203.0.113.7:56324")["reason"], "handshake_failed")
 
 
 class UnixTests(ServerTestCase):

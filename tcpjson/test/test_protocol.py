@@ -477,11 +477,13 @@ class SocketEndTests(SocketCase):
         """The sending side closes, the receiving side goes on discarding until the peer closes, too."""
         wire = self.wire()
         self.protocol.end(frame(b"error"))
-        wire.send(frame(b"more") * 1000)
+        wire.send(frame(b"more") * 1000 + b"\0\0\0\x09")
         wire.take_all()
         self.assertTrue(wire.ended)
         self.assertEqual(parse(wire.data), [b"error"])
         self.assertEqual(self.protocol.strings, [])
+        # Discarded, not kept.
+        self.assertFalse(self.protocol._reader.begun)
         self.assertFalse(self.protocol.lost)
         wire.close()
         self.assertTrue(self.protocol.lost)

@@ -105,7 +105,6 @@ class OptionsTests(TapCase):
 
     def test_buffers_that_no_socket_takes(self) -> None:
         """What `setsockopt` would refuse at every connection is refused at the start."""
-        # Bug S14: taken, and then OverflowError for each client.
         for name in ("send-buffer", "receive-buffer"):
             self.assertIn(f"--{name}", self.refused(f"--{name}", "2147483648"))
             self.assertEqual(self.parse(f"--{name}", "2147483647")[name], 2147483647)
