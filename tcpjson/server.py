@@ -564,6 +564,8 @@ class Connection(TCPJSONProtocol):
         super().connectionLost(reason)
         if not self._reason:
             if self._state is State.OPEN:
+                # The PROXY header may have come all the same.
+                self._name()
                 self._reason = errors.HANDSHAKE_FAILED
             elif reason.check(ConnectionDone):
                 self._reason = errors.CLIENT_CLOSED

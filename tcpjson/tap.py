@@ -18,7 +18,7 @@ from twisted.python import usage
 
 from tcpjson._version import __version__
 from tcpjson.core.limits import Limits
-from tcpjson.proxied import ProxiedEndpoint
+from tcpjson.proxied import HeaderFirst, ProxiedEndpoint
 from tcpjson.server import TCPJSONServerFactory, client_id_of
 
 if TYPE_CHECKING:
@@ -149,6 +149,8 @@ def endpoint_from(description: str, reactor: object) -> IStreamServerEndpoint:
         Exception: whatever Twisted's parsers of endpoint strings raise.
     """
     kind, _, rest = description.partition(":")
+    if kind == "haproxy" and rest.startswith("ssl:"):
+        return endpoint_from(rest, HeaderFirst(reactor))
     if kind == "haproxy":
         return ProxiedEndpoint(endpoint_from(rest, reactor))
     if kind in _TAKE_BACKLOG and not re.search(r"(?<!\\):backlog=", description):

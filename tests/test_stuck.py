@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
 
 from tests.harness import Peer, Server, ServerTestCase, allow_files, encode, until
 
@@ -136,8 +136,8 @@ class StuckTests(ServerTestCase):
         sent = greedy.write_what_fits(data)
         self.assertLess(sent, len(data), "the buffers took it all")
 
-        def echoes() -> Any:
-            return other.stats()["details"]["messages_by_type"].get("echo", 0)
+        def echoes() -> int:
+            return int(other.stats()["details"]["messages_by_type"].get("echo", 0))
 
         handled = self.steady(echoes, other)
         # 64 KiB of answers and what the sockets hold: a fraction of what was sent.
@@ -156,19 +156,18 @@ class StuckTests(ServerTestCase):
         self.assertEqual(greedy.ask({"type": "ping"})["type"], "pong")
         self.assertEqual(other.stats()["details"]["errors"], {})
 
-    def steady(self, figure: Any, other: Peer) -> int:
+    def steady(self, figure: Callable[[], int], other: Peer) -> int:
         """Wait until a figure stops to grow, and see that it stays the same for 2 seconds."""
-        last = -1
+        seen = [0]
 
         def stopped() -> bool:
-            nonlocal last
-            before, last = last, figure()
-            return bool(before == last)
+            seen.append(figure())
+            return seen[-1] > 0 and len(seen) > 20 and len(set(seen[-20:])) == 1
 
         until(stopped, "requests are handled no more")
         other.nothing_for(2)
-        self.assertEqual(figure(), last)
-        return last
+        self.assertEqual(figure(), seen[-1])
+        return seen[-1]
 
 
 class StuckProxyTests(StuckTests):

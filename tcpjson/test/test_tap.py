@@ -159,6 +159,8 @@ class EndpointTests(TapCase):
             ("unix:/run/x:backlog=3", 3),
             # A colon of its name.
             ("unix:/run/x\\:backlog\\=3", 4096),
+            ("unix:address=/run/x\\:backlog=3", 4096),
+            ("unix:address=/run/backlog=3", 4096),
         ):
             self.assertEqual(self.listens(description)[2], backlog, description)
 
