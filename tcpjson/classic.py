@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcpjson.core.errors import BadMessage
+from tcpjson.core.errors import BadMessage, ProtocolError
 from tcpjson.core.messages import (
     Auth,
     Broadcast,
@@ -47,9 +47,9 @@ def get_stats(session: Session, message: GetStats) -> ServerStats:
 
 
 @router.handler
-def auth(session: Session, message: Auth) -> None:
+def auth(session: Session, message: Auth) -> ProtocolError:
     # Section 6: where none is asked for, its fields are never sent back, as an unknown type's would be.
-    raise BadMessage("no authentication is asked for")
+    return BadMessage("no authentication is asked for")
 
 
 @router.handler
@@ -63,5 +63,5 @@ def text(session: Session, message: Text) -> Message:
 
 
 @router.handler
-def refused(session: Session, message: Refused) -> None:
-    raise message.error
+def refused(session: Session, message: Refused) -> ProtocolError:
+    return message.error

@@ -8,10 +8,12 @@ from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from tcpjson.core.errors import ProtocolError
 from tcpjson.core.messages import Message, ServerStats
 
-#: What a handler may return: the answer, None for no answer, or something that leads to either.
-Answer = Message | dict[str, Any] | None
+#: What a handler may return: the answer, an error (raised, it does the same), None for no answer, or
+#: something that leads to one of these.
+Answer = Message | dict[str, Any] | ProtocolError | None
 Result = Answer | Awaitable[Answer] | Deferred[Answer]
 
 

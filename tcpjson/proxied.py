@@ -65,7 +65,7 @@ class ProxiedProtocol(ProtocolWrapper):
         return peer
 
 
-class _ProxiedFactory(WrappingFactory[ProxiedProtocol]):
+class _ProxiedFactory(WrappingFactory):
     protocol = ProxiedProtocol
     noisy = False
 

@@ -298,6 +298,8 @@ class Connection(TCPJSONProtocol):
             return b""
         if isinstance(answer, (Message, dict)):
             return encode_message(answer, self.timestamp, message.id)
+        if isinstance(answer, ProtocolError):
+            return self._refusal(answer, message)
         if isinstance(answer, Awaitable):
             self._await(answer, message)
             return b""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -71,27 +71,29 @@ class Codec:
         Decode the payloads of frames: each to a message of one of the types, or to `Custom`, `Text` or
         `Refused`. Nothing that a peer can send makes it raise.
         """
-        checked = self._checked
-        try:
-            # msgspec looks at no UTF-8 in what it passes over.
-            if not all(map(_isascii, payloads)):
+        decode: Callable[[bytes], Any] = self._decode
+        # msgspec looks at no UTF-8 in what it passes over.
+        if not all(map(_isascii, payloads)):
+            try:
                 deque(map(bytes.decode, payloads), maxlen=0)
-            messages: list[Message] = list(map(self._decode, payloads))
-        except (ValueError, RecursionError):
-            # One of them at least is no good message of a known type.
-            messages = list(map(self._decode_one, payloads))
-        if checked:
+            except UnicodeDecodeError:
+                decode = self._decode_text
+        messages: list[Message] = []
+        decoding = map(decode, payloads)
+        while len(messages) < len(payloads):
+            try:
+                messages.extend(decoding)
+            except (ValueError, RecursionError) as error:
+                messages.append(self._classify(payloads[len(messages)], error))
+        if checked := self._checked:
             for index, message in enumerate(messages):
                 if type(message) in checked:
                     messages[index] = _check(message, payloads[index])
         return messages
 
-    def _decode_one(self, payload: bytes) -> Message:
-        try:
-            payload.decode()
-            return cast("Message", self._decode(payload))
-        except (ValueError, RecursionError) as error:
-            return self._classify(payload, error)
+    def _decode_text(self, payload: bytes) -> Any:
+        payload.decode()
+        return self._decode(payload)
 
     def _classify(self, payload: bytes, error: Exception) -> Message:
         """What a payload is that is no good message of a known type."""

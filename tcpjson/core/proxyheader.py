@@ -47,6 +47,9 @@ def _parse_1(data: bytes) -> ProxyHeader | None:
     if words[1] == "UNKNOWN":
         return ProxyHeader(end + 2, None)
     _, family, source, destination, source_port, destination_port = words
+    if "%" in source + destination:
+        # What stands behind it could be any text.
+        raise ValueError("an address with a scope")
     addresses = ip_address(source), ip_address(destination)
     if any(family != f"TCP{address.version}" for address in addresses):
         raise ValueError(f"no addresses of {family!r}")

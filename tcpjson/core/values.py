@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 import msgspec
 
@@ -27,7 +28,8 @@ def _shape_table() -> bytes:
 # there can be anything to look at more closely.
 _SHAPE = _shape_table()
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_BRACKETS = bytes.maketrans(b"{}", b"[]")
+# What a bracket does to the depth, as a signed byte.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 # 2**64 - 1 has 20 digits, -(2**63) has 19.
 _LONG = b"0" * 19
 _EXPONENT = b"0e"
@@ -66,13 +68,9 @@ def _hide_escapes(text: bytes) -> bytes:
 
 def _check_depth(text: bytes, depth: int) -> None:
     outside_strings = b"".join(_hide_escapes(text).split(b'"')[::2])
-    brackets = outside_strings.translate(_BRACKETS, _NO_BRACKETS)
-    for _ in range(depth):
-        # Each round takes off the innermost level everywhere.
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
-            return
-    raise BadJSON(f"nested deeper than {depth} levels")
+    steps = memoryview(outside_strings.translate(_STEPS, _NO_BRACKETS)).cast("b")
+    if max(accumulate(steps)) > depth:
+        raise BadJSON(f"nested deeper than {depth} levels")
 
 
 def _check_integers(text: bytes, shape: bytes) -> None:

@@ -427,6 +427,8 @@ class Model(RuleBasedStateMachine):
             self.check_answers(client, complete=False)
             self.check_relays(client, complete=False)
             self.check_end(client)
+            # Section 10: what was above the mark when the last request was handled, and its answer.
+            assert client.peer.connection._outbox.answers < 64 * 1024 + 2 * MAX_LENGTH
             if client.open and client.stopped_at is None and not client.peer.connection.paused:
                 # It reads, and nothing holds it: it has all that was there for it.
                 assert client.peer.connection._outbox.waiting == 0
