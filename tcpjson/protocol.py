@@ -258,6 +258,8 @@ class TCPJSONProtocol(Int32StringReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._outbox.stopProducing()
+        # There is nothing to shut down any more, should one of these frames end the connection.
+        self._shut = True
         # One that sends and goes has sent all the same: only we had not come to it yet.
         while self._reader.ready and not self._holds & ~_IN_TIME:
             self._holds = 0

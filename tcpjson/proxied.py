@@ -101,7 +101,7 @@ class HeaderFirst:
         backlog: int = 50,
         interface: str = "",
     ) -> IListeningPort:
-        encrypted = TLSMemoryBIOFactory(contextFactory, False, factory)
+        encrypted = TLSMemoryBIOFactory(contextFactory, False, factory, self._reactor)
         encrypted.noisy = False
         listening: IListeningPort = self._reactor.listenTCP(
             port, _ProxiedFactory(encrypted), backlog, interface

@@ -103,6 +103,8 @@ class HeaderTests(SynchronousTestCase):
             b"PROXY TCP4 2001:db8::1 2001:db8::2 1 2\r\n",
             b"PROXY TCP6 192.0.2.1 192.0.2.2 1 2\r\n",
             b"PROXY TCP6 2001:db8::1 192.0.2.2 1 2\r\n",
+            b"PROXY TCP6 fe80::1%eth0 fe80::2 1 2\r\n",
+            b"PROXY TCP6 fe80::1 fe80::2%\n 1 2\r\n",
             b"PROXY UDP4 192.0.2.1 192.0.2.2 1 2\r\n",
             b"PROXY TCP4 192.0.2.\xe9 192.0.2.2 1 2\r\n",
             b"PROXY UNKNOWN" + b" " * 107,

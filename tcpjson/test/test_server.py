@@ -10,8 +10,10 @@ from typing import Any
 from msgspec import Raw
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -1841,6 +1843,17 @@ class HalfCloseTests(Case):
         self.assertTypes(self.messages(wire), "done", "echo_response")
         self.assertTrue(wire.ended)
         self.assertEqual(factory.stats.disconnects, {"client_closed": 1})
+
+    def test_gone_before_a_fatal_frame_had_its_turn(self) -> None:
+        wire, factory = self.wire()
+        [connection] = factory.clients
+        wire.socket.send(frame(b'{"type":"ping"}') * 600 + b"\x7f\xff\xff\xff")
+        wire.loop.turn()
+        self.assertTrue(connection.paused)
+        connection.transport.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(factory.stats.disconnects, {"too_large": 1})
+        self.assertEqual(factory.stats.messages_by_type(), {"ping": 600})
+        self.assertIsNone(connection._abort_call)
 
     def test_a_frame_that_will_never_end(self) -> None:
         wire, factory = self.wire()

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
@@ -17,14 +18,15 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tcpjson import Limits, TCPJSONServerFactory, __version__, tap
-from tcpjson.proxied import ProxiedEndpoint
+from tcpjson.proxied import ProxiedEndpoint, ProxiedProtocol
 from tcpjson.tap import Options, ServerService, endpoint_from, makeService, raise_file_limit
-from tcpjson.test.wires import Loop, Wire
+from tcpjson.test.wires import Loop, Wire, authority
 
 
 class TapCase(SynchronousTestCase):
@@ -173,6 +175,16 @@ class EndpointTests(TapCase):
         # There are no descriptors of systemd's here; a backlog it would not even know.
         self.assertRaises(IndexError, endpoint_from, "systemd:domain=INET:index=0", MemoryReactorClock())
         self.assertRaises(ValueError, endpoint_from, "nonsense:0", MemoryReactorClock())
+
+    def test_haproxy_before_tls(self) -> None:
+        pem = self.mktemp()
+        Path(pem).write_bytes(authority().issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+        _, factory, backlog, interface = self.listens(
+            f"haproxy:ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
+        )
+        self.assertIs(factory.protocol, ProxiedProtocol)
+        self.assertIs(factory.wrappedFactory.protocol, TLSMemoryBIOFactory.protocol)
+        self.assertEqual((backlog, interface), (4096, "127.0.0.1"))
 
     def test_haproxy(self) -> None:
         memory = MemoryReactorClock()
