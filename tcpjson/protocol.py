@@ -76,6 +76,8 @@ class TCPJSONProtocol(Int32StringReceiver):
         self._reader = FrameReader()
         self._holds = 0
         self._working = False
+        # Whether a part of a frame was there when the last turn ended.
+        self._begun = False
 
     def connectionMade(self) -> None:
         self._outbox = Outbox(self.transport, self)
@@ -114,7 +116,9 @@ class TCPJSONProtocol(Int32StringReceiver):
             self._working = False
         if self._holds and not self._holds & _ENDING:
             self.transport.pauseProducing()
-        self.turnEnded(handled)
+        if self._holds or reader.begun or self._begun:
+            self._begun = reader.begun
+            self.turnEnded(handled)
 
     def framesReceived(self, payloads: list[bytes]) -> int:
         """Handle payloads in order; returns how many were, fewer when something holds the rest."""
@@ -125,7 +129,10 @@ class TCPJSONProtocol(Int32StringReceiver):
         return len(payloads)
 
     def turnEnded(self, handled: int) -> None:
-        """All frames that can be handled now were: `handled` of them."""
+        """
+        All frames that can be handled now were: `handled` of them. Not called when these were whole, and the
+        turn before ended between frames too.
+        """
 
     def lengthLimitExceeded(self, length: int) -> None:
         """A frame announces `length` bytes, more than `MAX_LENGTH`. Nothing of it is kept."""

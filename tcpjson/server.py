@@ -183,8 +183,10 @@ class Connection(TCPJSONProtocol):
             factory.turn = outer
             if turn.burst or turn.dirty:
                 factory.commit(turn)
-            if turn.answers:
-                self._send_gathered(turn)
+            if answers := turn.answers:
+                self._send_now(answers)
+                answers.clear()
+                turn.gathered = 0
         if self._outbox.answers or self._order is not None:
             self._limit_answers()
         if self._holds & _CLOSING:
@@ -255,8 +257,9 @@ class Connection(TCPJSONProtocol):
         if kind is not None:
             kinds[kind] += handled - counted
         self.messages_in += handled
-        # What is left will be counted when it is handled.
-        stats.messages_in -= len(messages) - handled
+        if handled < len(messages):
+            # What is left will be counted when it is handled.
+            stats.messages_in -= len(messages) - handled
         return handled
 
     def hold(self, reason: Hold) -> None:
@@ -400,13 +403,18 @@ class Connection(TCPJSONProtocol):
         """Send answers to this client itself."""
         if payloads:
             data = join_frames(payloads)
-            self._count_out(len(payloads), len(data))
+            count = len(payloads)
+            self.messages_out += count
+            stats = self.factory.stats
+            stats.messages_out += count
+            stats.bytes_out += len(data)
             self._outbox.write(data, True)
 
-    def _count_out(self, messages: int, size: int) -> None:
-        self.messages_out += messages
+    def _count_out(self, size: int) -> None:
+        """Count a message of `size` bytes with its length."""
+        self.messages_out += 1
         stats = self.factory.stats
-        stats.messages_out += messages
+        stats.messages_out += 1
         stats.bytes_out += size
 
     def _answers_waiting(self) -> int:
@@ -479,7 +487,7 @@ class Connection(TCPJSONProtocol):
             factory.commit(turn)
         data = frame(payload)
         if self.has_room(len(data)):
-            self._count_out(1, len(data))
+            self._count_out(len(data))
             if turn is None:
                 self._outbox.write(data)
             else:
@@ -539,7 +547,7 @@ class Connection(TCPJSONProtocol):
         if self._order is not None:
             self._send_now(self._order.give_up())
         if last:
-            self._count_out(1, len(last))
+            self._count_out(len(last))
         self.end(last)
         self._cancel_running()
 

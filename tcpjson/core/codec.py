@@ -80,10 +80,12 @@ class Codec:
                 decode = self._decode_text
         messages: list[Message] = []
         decoding = map(decode, payloads)
-        while len(messages) < len(payloads):
+        while True:
             try:
-                messages.extend(decoding)
+                messages += decoding
+                break
             except (ValueError, RecursionError) as error:
+                # The map goes on behind what failed.
                 messages.append(self._classify(payloads[len(messages)], error))
         if checked := self._checked:
             for index, message in enumerate(messages):

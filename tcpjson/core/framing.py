@@ -30,7 +30,7 @@ def frame(payload: bytes) -> bytes:
 def join_frames(payloads: Sequence[bytes]) -> bytes:
     """The frames of payloads, one behind the other. Raises as `frame`."""
     if len(payloads) == 1:
-        return frame(payloads[0])
+        return _pack(len(payloads[0])) + payloads[0]
     return b"".join(chain.from_iterable(zip(map(_pack, map(len, payloads)), payloads, strict=True)))
 
 

@@ -69,7 +69,7 @@ def _hide_escapes(text: bytes) -> bytes:
 def _check_depth(text: bytes, depth: int) -> None:
     outside_strings = b"".join(_hide_escapes(text).split(b'"')[::2])
     steps = memoryview(outside_strings.translate(_STEPS, _NO_BRACKETS)).cast("b")
-    if max(accumulate(steps)) > depth:
+    if max(accumulate(steps), default=0) > depth:
         raise BadJSON(f"nested deeper than {depth} levels")
 
 

@@ -285,3 +285,7 @@ class TLSTests(Case):
 
     def test_the_header_within_tls(self) -> None:
         self.check(tls_factory(self.proxied(self.factory), self.loop), header_first=False)
+
+    def test_all_else_is_the_reactors(self) -> None:
+        self.loop.advance(7)
+        self.assertEqual(HeaderFirst(self.loop).seconds(), 7)
