@@ -6,7 +6,7 @@ from ipaddress import IPv4Address as IPv4
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IHalfCloseableProtocol, IStreamServerEndpoint
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import Interface, implementer
@@ -28,9 +28,11 @@ class IProxyListener(Interface):
         """The transport's `getPeer` tells the real address from now on."""
 
 
+@implementer(IHalfCloseableProtocol)
 class ProxiedProtocol(ProtocolWrapper):
     """Takes the header off, and tells a wrapped `IProxyListener` before it gets any data."""
 
+    # What came of the header; None when all has come.
     _header: bytes | None = b""
     _peer: IAddress | None = None
 
@@ -59,6 +61,17 @@ class ProxiedProtocol(ProtocolWrapper):
             listener.proxyHeaderReceived()
         if rest:
             super().dataReceived(rest)
+
+    def readConnectionLost(self) -> None:
+        """The peer closed its sending side: the wrapped protocol may still answer, if it can be told."""
+        # TLS, where it is inside, knows no half of a connection.
+        if self._header is None and IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+            IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()
+        else:
+            self.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Our sending side is closed."""
 
     def getPeer(self) -> IAddress:
         peer: IAddress = self._peer or super().getPeer()

@@ -173,6 +173,7 @@ class Connection(TCPJSONProtocol):
         else:
             # In the midst of another connection's turn: a handler there made this one go on.
             factory.commit(outer)
+            outer.connection._send_gathered(outer)
             turn = Turn()
         factory.turn = turn
         turn.connection = self
@@ -308,12 +309,13 @@ class Connection(TCPJSONProtocol):
             return b""
         raise TypeError(f"a handler returned a {type(answer).__name__}, not a message, a dict or None")
 
-    def _refusal(self, error: Exception, message: Message) -> bytes:
+    def _refusal(
+        self, error: BaseException | None, message: Message, failure: Failure | None = None
+    ) -> bytes:
         """The error for a message that could not be handled; empty when it ends the connection."""
         if not isinstance(error, ProtocolError):
-            log.failure(
-                "handler of {kind} failed for {client}", kind=type(message).__name__, client=self.client_id
-            )
+            kind = type(message).__name__
+            log.failure("handler of {kind} failed for {client}", failure, kind=kind, client=self.client_id)
             error = Internal()
         if error.fatal:
             self.fail(error)
@@ -324,7 +326,7 @@ class Connection(TCPJSONProtocol):
         self.factory.stats.errors[error.code] += 1
         answer = Error(
             code=error.code,
-            message=str(error),
+            message=str(error).encode(errors="replace").decode(),
             fatal=error.fatal,
             retry_after=UNSET if error.retry_after is None else error.retry_after,
         )
@@ -354,11 +356,13 @@ class Connection(TCPJSONProtocol):
             return
         _, message = running[slot]
         try:
-            if isinstance(result, Failure):
-                result.raiseException()
             if isinstance(result, Awaitable):
                 raise TypeError("a handler's answer is something to await once more")
-            payload = self._answer(result, message)
+            if isinstance(result, Failure):
+                # Not raised: an asyncio.CancelledError, say, is no Exception, and is answered all the same.
+                payload = self._refusal(result.value, message, result)
+            else:
+                payload = self._answer(result, message)
         except Exception as error:
             payload = self._refusal(error, message)
         self._settle(slot, payload)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 from msgspec.structs import force_setattr
 
 from tcpjson.core.errors import BadJSON
@@ -33,6 +33,8 @@ def _plain(value: object) -> object:
 
 
 encode = msgspec.json.Encoder(enc_hook=_plain).encode
+
+_check_grammar = msgspec.json.Decoder(Raw).decode
 
 QUOTE = ord('"')
 
@@ -106,8 +108,11 @@ def _encode_stamped(message: Message, timestamp: str) -> bytes:
 
 
 def _check_own(payload: bytes) -> None:
-    """Check what the application made. A value of 64 levels may stand in it."""
+    """Check what the application made: that it is wrong is not for the client to know."""
     try:
+        # It may hold a Raw of its own, which nobody has looked at.
+        payload.decode()
+        _check_grammar(payload)
         check_value(payload, MAX_DEPTH + 1)
-    except BadJSON as error:
+    except (BadJSON, msgspec.DecodeError) as error:
         raise ValueError(f"cannot be sent: {error}") from None

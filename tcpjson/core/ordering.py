@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
+# What a place costs beside its answer, in bytes: answers that are none must not pile up without a bound.
+PLACE = 64
+
 
 class Slot:
     """The place of one answer that is not there yet."""
@@ -26,7 +29,7 @@ class AnswerOrder:
 
     def __init__(self) -> None:
         self._ordered: deque[Slot] = deque()
-        #: Bytes of answers that are there and wait for an earlier one.
+        #: Bytes of answers that are there and wait for an earlier one, with their places.
         self.held = 0
         #: The places of answers that are not there yet.
         self.unsettled: set[Slot] = set()
@@ -51,7 +54,7 @@ class AnswerOrder:
     def _fill(self, slot: Slot, answer: bytes) -> None:
         slot.settled = True
         slot.answer = answer
-        self.held += len(answer)
+        self.held += PLACE + len(answer)
 
     def settle(self, slot: Slot, answer: bytes) -> list[bytes]:
         """The answer (empty: there is none) of a reserved place has come. Returns what may leave now."""
@@ -63,7 +66,7 @@ class AnswerOrder:
         ordered = self._ordered
         while ordered and ordered[0].settled:
             first = ordered.popleft().answer
-            self.held -= len(first)
+            self.held -= PLACE + len(first)
             if first:
                 leaving.append(first)
         return leaving

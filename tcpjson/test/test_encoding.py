@@ -239,6 +239,12 @@ class OwnMessageTests(SynchronousTestCase):
             self.assertTrue(oracle.relayable(encode_message(Moved(where=value), NOW), 65))
             self.assertTrue(oracle.relayable(encode_message({"where": value}, NOW), 65))
 
+    def test_a_raw_of_the_application(self) -> None:
+        for text in (b"garbage", b"", b'"\xff"', b'"\\ud800"', b"[1e999]"):
+            with self.assertRaises(ValueError, msg=text):
+                encode_message({"type": "t", "value": Raw(text)}, "T")
+        self.assertIn(b'"value":[1.50]', encode_message({"type": "t", "value": Raw(b"[1.50]")}, "T"))
+
     def test_numbers_of_other_classes(self) -> None:
         """What `broadcast` returns may be put in an answer as it is."""
         self.assertEqual(fields(encode_message({"sent": Recipients(3)}, NOW))["sent"], 3)

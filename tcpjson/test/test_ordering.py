@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tcpjson.core.ordering import AnswerOrder, Slot
+from tcpjson.core.ordering import PLACE, AnswerOrder, Slot
 from tcpjson.test.hypo import given
 
 
@@ -22,7 +22,7 @@ class OrderTests(SynchronousTestCase):
         order = AnswerOrder()
         slot = order.reserve(ordered=True)
         self.assertTrue(order.queue(b"second"))
-        self.assertEqual(order.held, 6)
+        self.assertEqual(order.held, 6 + PLACE)
         self.assertEqual(order.settle(slot, b"first"), [b"first", b"second"])
         self.assertEqual(order.held, 0)
         self.assertFalse(order.queue(b"third"))
@@ -32,7 +32,7 @@ class OrderTests(SynchronousTestCase):
         slots = [order.reserve(ordered=True) for _ in range(3)]
         self.assertEqual(order.settle(slots[2], b"2"), [])
         self.assertEqual(order.settle(slots[0], b"0"), [b"0"])
-        self.assertEqual(order.held, 1)
+        self.assertEqual(order.held, 1 + PLACE)
         self.assertEqual(order.settle(slots[1], b"1"), [b"1", b"2"])
 
     def test_one_with_an_id_overtakes(self) -> None:
@@ -114,7 +114,9 @@ class ModelTests(SynchronousTestCase):
                         expected.append(next_answer)
                         left += 1
             self.assertEqual(leaving, [answer for answer in expected if answer])
-            self.assertEqual(order.held, sum(len(answer or b"") for answer in answers[left:]))
+            self.assertEqual(
+                order.held, sum(len(answer) + PLACE for answer in answers[left:] if answer is not None)
+            )
             self.assertEqual(order.unsettled, set(open_slots))
         self.assertEqual(order.give_up(), [answer for answer in answers[left:] if answer])
         self.assertEqual((order.held, order.unsettled), (0, set()))

@@ -177,6 +177,23 @@ class EndTests(Case):
         self.assertEqual(wire.raw, b"")
         self.assertEqual(self.factory.stats.disconnects, {"handshake_failed": 1})
 
+    def test_the_client_closes_its_sending_side(self) -> None:
+        """It gets its answers all the same."""
+        wire = self.wire()
+        wire.socket.send(V1 + PING * 20)
+        wire.end()
+        self.assertEqual([message["type"] for message in self.messages(wire)], ["welcome"] + ["pong"] * 20)
+        self.assertTrue(wire.ended)
+        self.assertEqual(self.factory.stats.disconnects, {"client_closed": 1})
+
+    def test_its_sending_side_closes_in_the_header(self) -> None:
+        wire = self.wire()
+        wire.socket.send(V1[:10])
+        wire.end()
+        wire.take_all()
+        self.assertTrue(wire.ended)
+        self.assertEqual(self.factory.stats.disconnects, {"handshake_failed": 1})
+
     def test_no_header_but_something_else(self) -> None:
         for data in (
             b"GET / HTTP/1.0\r\n\r\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable
@@ -1103,6 +1104,54 @@ class HandlerTests(Case):
         self.assertTrue(peer.receive()[0]["mine"])
 
 
+class OddErrorTests(Case):
+    """Errors that are no usual exceptions."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.one = self.peer(self.server())
+
+    def test_a_text_that_is_no_unicode(self) -> None:
+        def act(session: Any, message: Do) -> Any:
+            raise Forbidden("no \ud800")
+
+        self.act = act
+        self.one.send(do(), echo("on"))
+        error, answer = self.one.receive()
+        self.assertEqual((error["code"], error["message"]), ("forbidden", "no ?"))
+        self.assertEqual(answer["type"], "echo_response")
+
+    def test_a_coroutine_that_asyncio_would_cancel(self) -> None:
+        async def act(session: Any, message: Do) -> Any:
+            raise asyncio.CancelledError
+
+        self.act = act
+        self.one.send(do(), echo("on"))
+        error, answer = self.one.receive()
+        self.assertEqual((error["code"], answer["type"]), ("internal", "echo_response"))
+        self.assertEqual(len(self.flushLoggedErrors(asyncio.CancelledError)), 1)
+
+    def test_answers_that_are_none_behind_a_slow_one(self) -> None:
+        """They are bounded like those that are there."""
+        slow: Deferred[Any] = Deferred()
+        results: list[Any] = [slow]
+
+        async def none() -> None:
+            return None
+
+        def act(session: Any, message: Do) -> Any:
+            return results.pop() if results else none()
+
+        self.act = act
+        self.one.send(*(do() for _ in range(3000)))
+        self.assertTrue(self.one.connection.paused)
+        self.assertLess(self.one.connection.messages_in, 1200)
+        slow.callback(None)
+        self.one.send(echo("last"))
+        self.assertTypes(self.one.receive(), "echo_response")
+        self.assertEqual(self.one.connection.messages_in, 3001)
+
+
 class OrderTests(Case):
     """Answers without `id` are in order; those with `id` overtake (section 2)."""
 
@@ -1621,9 +1670,26 @@ class NestedTurnTests(Case):
         self.two.connection.pauseProducing()
         self.two.send(echo("two"), cast("from two"))
         self.one.send(echo("one"), do(), echo("last"))
-        self.assertTypes(self.one.receive(), "broadcast", "echo_response", "done", "echo_response")
+        self.assertTypes(self.one.receive(), "echo_response", "broadcast", "done", "echo_response")
         self.assertTypes(self.two.receive(), "news", "echo_response", "broadcast_sent", "news")
         self.assertTypes(self.three.receive(), "news", "broadcast", "news")
+
+    def test_a_handler_resumes_another_whose_handler_closes_this(self) -> None:
+        """What was answered before is sent before."""
+
+        def act(session: Any, message: Do) -> Any:
+            if session is self.one.connection:
+                self.two.connection.resumeProducing()
+            else:
+                self.one.connection.close()
+
+        self.act = act
+        self.two.connection.pauseProducing()
+        self.two.send(do())
+        self.one.send(echo("one"), cast("from one"), do())
+        self.assertTypes(self.one.receive(), "echo_response", "broadcast_sent")
+        self.assertTypes(self.two.receive(), "broadcast")
+        self.assertTrue(self.one.closed)
 
     def test_a_handler_completes_that_of_another(self) -> None:
         waiting: Deferred[Any] = Deferred()
