@@ -79,6 +79,18 @@ class Router:
         @router.handler
         async def move(session, message: Move):
             return {"type": "move_ok"}
+
+    A handler gets the `Session` of the client and the message, its fields checked; a client that sends
+    wrong ones gets `bad_message`. It may return
+
+    * a dict with a `type`, or a `Message`: the answer; `id` and `timestamp` are put in,
+    * None: there is no answer,
+    * a coroutine that awaits Deferreds (not asyncio's futures), or a Deferred, of one of these: other
+      messages are handled meanwhile. What takes longer than `handler_timeout` is answered with `timeout`
+      and cancelled, as it is when the client leaves.
+
+    To refuse, raise (or return) `Forbidden`, `BadMessage` or another `ProtocolError`. Any other exception is
+    logged, and the client told `internal`.
     """
 
     def __init__(self) -> None:

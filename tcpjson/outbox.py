@@ -305,7 +305,11 @@ class Outbox:
         """
         self.close()
         assert self._descriptor is not None
-        self._descriptor.stopWriting()
+        if self._descriptor.disconnecting:
+            # It reads no more, so nobody else will find out.
+            self._transport.abortConnection()
+        else:
+            self._descriptor.stopWriting()
         self._owner.outboxDrained()
 
     def progress(self) -> tuple[int, int, int]:

@@ -181,10 +181,8 @@ class TCPJSONProtocol(Int32StringReceiver):
             self._resume()
 
     def stopProducing(self) -> None:
-        """Handle nothing more, and close when what waits has left."""
-        self._holds = _ENDING
-        self._reader.clear()
-        self.transport.stopProducing()
+        """Handle nothing more, and close, as `end` does."""
+        self.end()
 
     # Sending.
 

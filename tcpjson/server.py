@@ -26,7 +26,7 @@ from tcpjson.core import errors
 from tcpjson.core.codec import Codec
 from tcpjson.core.encoding import QUOTE, RAW_OFFSETS, check_raw, encode, encode_message
 from tcpjson.core.errors import FrameTimeout, HandlerTimeout, Internal, ProtocolError, SlowConsumer, TooLarge
-from tcpjson.core.framing import frame, join_frames
+from tcpjson.core.framing import frame, join_frames, length_hint
 from tcpjson.core.limits import HIGH_WATER, Limits
 from tcpjson.core.messages import Error, Message, ServerStats, Welcome
 from tcpjson.core.ordering import AnswerOrder, Slot
@@ -285,7 +285,10 @@ class Connection(TCPJSONProtocol):
         )
 
     def lengthLimitExceeded(self, length: int) -> None:
-        self.fail(TooLarge(f"a frame of {length} bytes is longer than max_length, {self.MAX_LENGTH} bytes"))
+        text = f"a frame of {length} bytes is longer than max_length, {self.MAX_LENGTH} bytes"
+        if hint := length_hint(length):
+            text += f"; {hint}: a message begins with its length in 4 bytes, big-endian"
+        self.fail(TooLarge(text))
 
     def frame_expired(self) -> None:
         """A frame, or what comes before `welcome`, was not complete in time."""
@@ -510,6 +513,9 @@ class Connection(TCPJSONProtocol):
             # A broadcast of the same turn was sent before.
             self.factory.commit(turn)
         self._finish(errors.CLOSED_BY_HANDLER)
+
+    def stopProducing(self) -> None:
+        self.close()
 
     def has_room(self, size: int) -> bool:
         """

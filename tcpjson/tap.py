@@ -38,7 +38,7 @@ _DEFAULTS = Limits()
 
 def _bytes(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
-        raise ValueError(f"{text!r} is no number of bytes from 1 on")
+        raise ValueError(f"{text!r} must be a whole number of bytes, 1 or more")
     return int(text)
 
 
@@ -51,7 +51,7 @@ def _buffer(text: str) -> int:
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) == 0:
-        raise ValueError(f"{text!r} is no number of seconds greater than 0")
+        raise ValueError(f"{text!r} must be a number of seconds greater than 0")
     return float(text)
 
 
@@ -77,7 +77,12 @@ class Options(usage.Options):
 
     optFlags = [["strict", None, "Refuse plain text and message types that nobody handles."]]
     optParameters = [
-        _parameter("max-length", "The longest message taken, in bytes.", _bytes, _DEFAULTS.max_length),
+        _parameter(
+            "max-length",
+            "The longest message, in bytes, up to 268435456.",
+            _bytes,
+            _DEFAULTS.max_length,
+        ),
         _parameter("max-queue", "What may wait for one client, in bytes.", _bytes, _DEFAULTS.max_queue),
         _parameter(
             "write-timeout",
@@ -107,8 +112,8 @@ class Options(usage.Options):
     def opt_port(self, endpoint: str) -> None:
         """
         Where to listen: a Twisted server endpoint, as tcp:9999 (on all addresses),
-        ssl:9999:privateKey=key.pem:certKey=cert.pem, unix:/run/tcpjson.sock. Repeatable.
-        [default: tcp:9999:interface=127.0.0.1]
+        ssl:9999:privateKey=key.pem:certKey=cert.pem, unix:/run/tcpjson.sock, tcp6:9999, or haproxy: before
+        one of these. Repeatable. [default: tcp:9999:interface=127.0.0.1]
         """
         self["ports"].append(endpoint)
 
@@ -136,9 +141,16 @@ class Options(usage.Options):
 _OPTIONAL_LIMITS = ("max_length", "max_queue", "write_timeout", "frame_timeout", "handler_timeout")
 
 
+class Refusal(SystemExit, Exception):
+    """
+    Ends the program with one line and status 1. An `Exception`, too: twistd then removes its pid file, and
+    tells the terminal that waits for a server in the background.
+    """
+
+
 def fail(reason: str) -> None:
-    """End the program with one line and status 1."""
-    raise SystemExit(f"tcpjson: {reason}")
+    """Refuse to start."""
+    raise Refusal(f"tcpjson: {reason}")
 
 
 def endpoint_from(description: str, reactor: object) -> IStreamServerEndpoint:
@@ -254,10 +266,14 @@ def makeService(options: Options) -> ServerService:
         try:
             endpoints.append((description, endpoint_from(description, reactor)))
         except Exception as error:
-            fail(f"--port {description}: {_reason(error)}")
+            hint = f" (did you mean tcp:{description}?)" if description.isdecimal() else ""
+            fail(f"--port {description}: {_reason(error)}{hint}")
+    limits: Limits = options["limits"]
+    if limits.max_queue < limits.max_length:
+        log.warn("--max-queue is less than --max-length: one long message can fill a client's queue")
     factory = TCPJSONServerFactory(
         reactor,
-        limits=options["limits"],
+        limits=limits,
         strict=bool(options["strict"]),
         send_buffer=options["send-buffer"],
         receive_buffer=options["receive-buffer"],

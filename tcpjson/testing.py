@@ -35,7 +35,7 @@ class MemoryServer:
     A server with a clock of its own. Its `factory` has the clients and the statistics.
 
     Args:
-        limits, routers, strict: as `TCPJSONServerFactory` takes them.
+        limits, routers (a list), strict: as `TCPJSONServerFactory` takes them.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MemoryServer:
         self._ports = iter(range(50000, 65536))
 
     def connect(self) -> Peer:
-        """A new client, that has not read its `welcome` yet."""
+        """A new client; `welcome` is the first that its `receive` returns."""
         return Peer(self, IPv4Address("TCP", "127.0.0.1", next(self._ports)))
 
     def advance(self, seconds: float) -> None:
@@ -63,7 +63,7 @@ class MemoryServer:
         self.settle()
 
     def settle(self) -> None:
-        """Let all happen that is to happen now."""
+        """Let all happen that is to happen now; `Peer` and `advance` do it by themselves."""
         while any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
             self.clock.advance(0)
 

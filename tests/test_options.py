@@ -121,6 +121,26 @@ class RefusalTests(ServerTestCase):
         self.assertIn(port, line)
         self.assertIn("in use", line)
 
+    def test_a_taken_port_in_the_background(self) -> None:
+        """The terminal is told, and no pid file stays."""
+        place = folder()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            words, environment = command("tcpjson", "--port", port)
+            ended = subprocess.run(
+                words,
+                cwd=place,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        self.assertEqual(ended.returncode, 1, ended)
+        self.assertIn("cannot listen on ", ended.stdout + ended.stderr)
+        self.assertFalse((place / "twistd.pid").exists())
+
     def test_one_good_port_and_one_taken(self) -> None:
         """All or nothing."""
         path = folder() / "good.sock"

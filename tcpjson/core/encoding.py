@@ -74,6 +74,8 @@ def encode_message(message: Message | dict[str, Any], timestamp: str, request_id
     if request_id is None:
         request_id = UNSET
     if isinstance(message, dict):
+        if not isinstance(message.get("type"), str):
+            raise TypeError("a message has a type, a string")
         fields = {"timestamp": timestamp, **message}
         if request_id is not UNSET:
             fields["id"] = request_id

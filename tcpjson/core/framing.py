@@ -34,6 +34,18 @@ def join_frames(payloads: Sequence[bytes]) -> bytes:
     return b"".join(chain.from_iterable(zip(map(_pack, map(len, payloads)), payloads, strict=True)))
 
 
+def length_hint(length: int) -> str:
+    """What the four bytes of a length that is far too long look like; empty when like nothing known."""
+    prefix = _pack(length)
+    if prefix.isascii() and prefix.decode().isprintable():
+        return f"its length bytes are the text {prefix.decode()!r}"
+    if prefix.startswith(b"\x16\x03"):
+        return "its length bytes begin a TLS handshake, on a port without TLS"
+    if prefix.endswith(b"\0\0"):
+        return "its length bytes are in the wrong order"
+    return ""
+
+
 def frame_boundary(data: bytes, offset: int) -> int:
     """The end of the frame in `data`, a run of whole frames, that `offset` lies in; `offset` at a start."""
     end = 0

@@ -223,7 +223,7 @@ class OwnMessageTests(SynchronousTestCase):
                 self.assertNotIn(b'"id"', encode_message(message, NOW, request_id))
 
     def test_the_id_of_the_request_takes_over(self) -> None:
-        self.assertEqual(fields(encode_message({"id": 1}, NOW, 2))["id"], 2)
+        self.assertEqual(fields(encode_message({"type": "t", "id": 1}, NOW, 2))["id"], 2)
         self.assertEqual(fields(encode_message(Moved(where=0, id=1), NOW, 2))["id"], 2)
 
     def test_a_dict_of_a_handler_stays_as_it_is(self) -> None:
@@ -234,10 +234,10 @@ class OwnMessageTests(SynchronousTestCase):
     def test_what_other_parsers_refuse(self) -> None:
         for value in (2**64, -(2**63) - 1, Raw(b"1e999"), Raw(b"[" + DEEP + b"]")):
             self.assertRaises(ValueError, encode_message, Moved(where=value), NOW)
-            self.assertRaises(ValueError, encode_message, {"where": value}, NOW)
+            self.assertRaises(ValueError, encode_message, {"type": "t", "where": value}, NOW)
         for value in (2**64 - 1, -(2**63), Raw(DEEP)):
             self.assertTrue(oracle.relayable(encode_message(Moved(where=value), NOW), 65))
-            self.assertTrue(oracle.relayable(encode_message({"where": value}, NOW), 65))
+            self.assertTrue(oracle.relayable(encode_message({"type": "t", "where": value}, NOW), 65))
 
     def test_a_raw_of_the_application(self) -> None:
         for text in (b"garbage", b"", b'"\xff"', b'"\\ud800"', b"[1e999]"):
@@ -247,16 +247,20 @@ class OwnMessageTests(SynchronousTestCase):
 
     def test_numbers_of_other_classes(self) -> None:
         """What `broadcast` returns may be put in an answer as it is."""
-        self.assertEqual(fields(encode_message({"sent": Recipients(3)}, NOW))["sent"], 3)
+        self.assertEqual(fields(encode_message({"type": "t", "sent": Recipients(3)}, NOW))["sent"], 3)
         self.assertEqual(fields(encode_message(Moved(where=[Recipients(0)]), NOW))["where"], [0])
 
     def test_what_is_no_json(self) -> None:
-        self.assertRaises(TypeError, encode_message, {"where": object()}, NOW)
-        self.assertRaises(ValueError, encode_message, {"where": "\ud800"}, NOW)
+        self.assertRaises(TypeError, encode_message, {"type": "t", "where": object()}, NOW)
+        self.assertRaises(ValueError, encode_message, {"type": "t", "where": "\ud800"}, NOW)
         self.assertRaises(TypeError, encode_message, Moved(where=object()), NOW)
         endless: list[object] = []
         endless.append(endless)
-        self.assertRaises(RecursionError, encode_message, {"where": endless}, NOW)
+        self.assertRaises(RecursionError, encode_message, {"type": "t", "where": endless}, NOW)
+
+    def test_a_dict_without_a_type(self) -> None:
+        for fields in ({}, {"kind": "t"}, {"type": None}, {"type": 1}):
+            self.assertRaises(TypeError, encode_message, fields, NOW)
 
     def test_what_is_no_object_with_a_type(self) -> None:
         self.assertRaises(TypeError, encode_message, Untyped(), NOW)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tcpjson.core.framing import PREFIX_LENGTH, FrameReader, FrameTooLong, frame, frame_boundary
+from tcpjson.core.framing import PREFIX_LENGTH, FrameReader, FrameTooLong, frame, frame_boundary, length_hint
 from tcpjson.test.hypo import given
 
 LIMIT = 300
@@ -300,3 +300,23 @@ class CostTests(SynchronousTestCase):
     def test_many_frames_behind_a_long_one(self) -> None:
         data = frame(bytes(500_000)) + frame(bytes(100)) * 5_000
         self._assert_linear(data, 300_000, count=16)
+
+
+class HintTests(SynchronousTestCase):
+    """What a length that is far too long was meant to be."""
+
+    def hint(self, data: bytes) -> str:
+        return length_hint(int.from_bytes(data, "big"))
+
+    def test_text(self) -> None:
+        self.assertIn("'GET '", self.hint(b"GET "))
+        self.assertIn("""'{"ty'""", self.hint(b'{"ty'))
+
+    def test_tls(self) -> None:
+        self.assertIn("TLS", self.hint(b"\x16\x03\x01\x02"))
+
+    def test_little_endian(self) -> None:
+        self.assertIn("order", self.hint(b"\x80\x02\x00\x00"))
+
+    def test_nothing_known(self) -> None:
+        self.assertEqual([self.hint(b"\xff\xff\xff\xff"), self.hint(b"\x00\x20\x00\x01")], ["", ""])

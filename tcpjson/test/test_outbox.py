@@ -287,6 +287,16 @@ class DeadPeerTests(OutboxCase):
         self.assertTrue(rig.owner.lost)
         self.assertNotIn(rig.descriptor, rig.loop.readers | rig.loop.writers)
 
+    def test_found_when_the_transport_is_told_to_close(self) -> None:
+        """It reads no more, so nobody else would find out."""
+        rig = self.rig("socket")
+        rig.outbox.write(bytes(100_000))
+        rig.descriptor.loseConnection()
+        rig.wire.socket.close()
+        rig.outbox.flush()
+        rig.loop.settle()
+        self.assertTrue(rig.owner.lost)
+
     def test_found_by_write(self) -> None:
         rig = self.rig("socket")
         rig.wire.socket.close()

@@ -172,7 +172,7 @@ class PublishedTests(MemoryCase):
 
     def test_stop(self) -> None:
         self.protocol.stopProducing()
-        self.assertEqual(self.protocol.transport.producerState, "stopped")
+        self.assertTrue(self.protocol.transport.disconnecting)
         self.protocol.dataReceived(frame(b"1"))
         self.assertEqual(self.protocol.strings, [])
 
@@ -180,7 +180,7 @@ class PublishedTests(MemoryCase):
         self.protocol.act = lambda string: self.protocol.stopProducing()
         self.protocol.dataReceived(frame(b"1") + frame(b"2"))
         self.assertEqual(self.protocol.strings, [b"1"])
-        self.assertEqual(self.protocol.transport.producerState, "stopped")
+        self.assertTrue(self.protocol.transport.disconnecting)
 
     def test_an_exception_goes_to_the_caller(self) -> None:
         def act(string: bytes) -> None:
@@ -589,6 +589,15 @@ class SocketEndTests(SocketCase):
         wire.take_all()
         self.assertEqual(self.protocol.strings, [b"1"])
         self.assertTrue(wire.ended)
+        wire.close()
+        self.assertTrue(self.protocol.lost)
+
+    def test_stop_for_a_peer_that_reads_nothing(self) -> None:
+        wire = self.wire()
+        self.protocol.sendString(bytes(1 << 20))
+        self.protocol.stopProducing()
+        wire.loop.advance(2)
+        wire.loop.settle()
         self.assertTrue(self.protocol.lost)
 
 

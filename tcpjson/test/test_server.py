@@ -231,6 +231,17 @@ class FrameTests(Case):
         self.assertTypes(peer.receive(), "pong", "echo")
 
 
+class ForgottenLengthTests(Case):
+    """The commonest mistake of those who begin."""
+
+    def test_it_is_told(self) -> None:
+        peer = self.peer(self.server())
+        peer.send_bytes(b"hello, world")
+        [error] = peer.receive()
+        self.assertEqual(error["code"], "too_large")
+        self.assertIn("its length bytes are the text 'hell': a message begins with", error["message"])
+
+
 class FrameTimeoutTests(Case):
     """A frame that begins must end (section 1)."""
 

@@ -354,6 +354,18 @@ class MakeServiceTests(TapCase):
         service = self.make("--port", "tcp:1", "--port", "haproxy:tcp:2")
         self.assertEqual([description for description, _ in service._endpoints], ["tcp:1", "haproxy:tcp:2"])
 
+    def test_a_number_alone(self) -> None:
+        line = self.one_line(self.assertRaises(SystemExit, self.make, "--port", "9994"))
+        self.assertIn("did you mean tcp:9994?", line)
+
+    def test_a_queue_shorter_than_a_message(self) -> None:
+        lines = self.lines()
+        self.make("--max-queue", "1048576")
+        self.assertEqual(lines, [])
+        self.make("--max-queue", "1048575")
+        self.assertEqual(len(lines), 1)
+        self.assertIn("--max-queue is less than --max-length", lines[0])
+
     def test_bad_ports(self) -> None:
         for description in (
             *("nonsense:1", "tcp", "tcp:x", "tcp:1:nonsense=2", "haproxy:", "haproxy:nonsense:1", ""),
