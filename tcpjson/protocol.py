@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
 
-# Frames taken at once, and in one turn of the reactor: what one peer sends holds up the others no longer.
+# Frames taken at once, and in one turn of the reactor, and the seconds after which it takes no more: what one
+# peer sends holds up the others no longer.
 _BATCH = 128
 _TURN = 512
+_TURN_SECONDS = 0.002
 
 
 class Hold(IntFlag):
@@ -95,6 +97,7 @@ class TCPJSONProtocol(Int32StringReceiver):
     def _work(self) -> None:
         """Handle frames until none is complete, something holds them, or the turn is over."""
         handled = 0
+        until: float | None = None
         reader = self._reader
         self._working = True
         try:
@@ -106,9 +109,13 @@ class TCPJSONProtocol(Int32StringReceiver):
                 if done < len(payloads) and not self._holds & _ENDING:
                     reader.untake(payloads[done:])
                 handled += done
-                if handled >= _TURN and not self._holds:
-                    self.hold(Hold.TURN)
-                    self.release(Hold.TURN)
+                if done == _BATCH and not self._holds:
+                    # Few reads have a whole batch: only these look at the clock.
+                    now = self._clock.seconds()
+                    until = until or now + _TURN_SECONDS
+                    if handled >= _TURN or now > until:
+                        self.hold(Hold.TURN)
+                        self.release(Hold.TURN)
         except FrameTooLong as error:
             reader.clear()
             self.lengthLimitExceeded(error.length)

@@ -320,6 +320,7 @@ class Connection(TCPJSONProtocol):
             kind = type(message).__name__
             log.failure("handler of {kind} failed for {client}", failure, kind=kind, client=self.client_id)
             error = Internal()
+        error.forget_origin()
         if error.fatal:
             self.fail(error)
             return b""

@@ -111,7 +111,7 @@ class Codec:
                 return self._classify_object(payload, error, request_id)
             return self._classify_text(payload, first == b"[")
         except ProtocolError as refusal:
-            return Refused(error=refusal, id=request_id)
+            return Refused(error=refusal.forget_origin(), id=request_id)
         except RecursionError:
             return Refused(error=BadJSON(f"nested far deeper than {MAX_DEPTH} levels"))
         except msgspec.DecodeError as malformed:
@@ -151,7 +151,7 @@ def _check(message: Message, payload: bytes) -> Message:
             return message
         check_value(payload, depth)
     except BadJSON as error:
-        return Refused(error=error, id=message.id)
+        return Refused(error=error.forget_origin(), id=message.id)
     return message
 
 

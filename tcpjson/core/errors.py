@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 #: The ends of a connection that no error message announces (section 9).
 CLIENT_CLOSED = "client_closed"
@@ -34,6 +34,14 @@ class ProtocolError(Exception):
     def __init__(self, text: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(text or self.text)
         self.retry_after = retry_after
+
+    def forget_origin(self) -> Self:
+        """
+        Let go of where the error was raised: of frames, and so of payloads, which would otherwise wait in a
+        cycle for the garbage collector, that counts objects and not their bytes.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class BadFrame(ProtocolError):

@@ -194,8 +194,26 @@ class PublishedTests(MemoryCase):
         self.assertEqual(self.protocol.strings[-1], b"2")
 
 
+class BusyClock(Clock):
+    """A clock that goes on by 1.5 milliseconds at each look."""
+
+    def seconds(self) -> float:
+        self.rightNow += 0.0015
+        return self.rightNow
+
+
 class TurnTests(MemoryCase):
     """What one peer sends holds up the others no longer than a turn."""
+
+    def test_a_turn_is_short(self) -> None:
+        """However few frames were handled: here they take long."""
+        clock = BusyClock()
+        protocol = Recorder(clock)
+        protocol.makeConnection(StringTransport())
+        protocol.dataReceived(frame(b"x") * 500)
+        self.assertEqual(len(protocol.strings), 384)
+        clock.advance(0)
+        self.assertEqual(len(protocol.strings), 500)
 
     def test_a_flood_is_handled_in_turns(self) -> None:
         flood = [b"%d" % number for number in range(2500)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from collections.abc import Callable
@@ -240,6 +241,27 @@ class ForgottenLengthTests(Case):
         [error] = peer.receive()
         self.assertEqual(error["code"], "too_large")
         self.assertIn("its length bytes are the text 'hell': a message begins with", error["message"])
+
+
+class GarbageTests(Case):
+    """What is refused is let go at once, with its payload, which may be long."""
+
+    def test_nothing_waits_for_the_collector(self) -> None:
+        def act(session: Any, message: Do) -> Any:
+            raise Forbidden
+
+        self.act = act
+        peer = self.peer(self.server(strict=True))
+        payloads = [b"", b"\xff", b"[", b"{", b"x", b"[1]", b'{"type":1}', b'{"type":"x"}', b'{"type":"do"}']
+        payloads += [b'{"type":"ping","id":[]}', b'{"type":"echo","content":1e999}']
+        peer.send_payload(*payloads)
+        peer.receive()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        peer.send_payload(*payloads * 10)
+        self.assertEqual(len(peer.receive()), 110)
+        self.assertEqual(gc.collect(), 0)
 
 
 class FrameTimeoutTests(Case):
