@@ -97,7 +97,7 @@ class TCPJSONProtocol(Int32StringReceiver):
     def _work(self) -> None:
         """Handle frames until none is complete, something holds them, or the turn is over."""
         handled = 0
-        until: float | None = None
+        until = self._clock.seconds() + _TURN_SECONDS
         reader = self._reader
         self._working = True
         try:
@@ -109,13 +109,10 @@ class TCPJSONProtocol(Int32StringReceiver):
                 if done < len(payloads) and not self._holds & _ENDING:
                     reader.untake(payloads[done:])
                 handled += done
-                if done == _BATCH and not self._holds:
-                    # Few reads have a whole batch: only these look at the clock.
-                    now = self._clock.seconds()
-                    until = until or now + _TURN_SECONDS
-                    if handled >= _TURN or now > until:
-                        self.hold(Hold.TURN)
-                        self.release(Hold.TURN)
+                over = handled >= _TURN or (done == _BATCH and self._clock.seconds() > until)
+                if over and not self._holds:
+                    self.hold(Hold.TURN)
+                    self.release(Hold.TURN)
         except FrameTooLong as error:
             reader.clear()
             self.lengthLimitExceeded(error.length)

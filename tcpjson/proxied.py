@@ -64,8 +64,9 @@ class ProxiedProtocol(ProtocolWrapper):
 
     def readConnectionLost(self) -> None:
         """The peer closed its sending side: the wrapped protocol may still answer, if it can be told."""
-        # TLS, where it is inside, knows no half of a connection.
-        if self._header is None and IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+        # TLS, where it is inside, knows no half of a connection; but its objects claim all that their
+        # transport, which is this one, provides. So it is their class that is asked.
+        if self._header is None and IHalfCloseableProtocol.implementedBy(type(self.wrappedProtocol)):
             IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()
         else:
             self.loseConnection()

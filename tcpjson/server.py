@@ -744,11 +744,11 @@ class TCPJSONServerFactory(ServerFactory):
         self.stats.broadcasts += 1
         turn = self.turn
         if turn is not None and turn.connection is sender:
+            # A quarter of a queue: a burst alone fills no queue whose socket takes something.
+            if turn.burst_size + len(payload) > self.limits.max_queue // 4:
+                self.commit(turn)
             turn.burst.append(payload)
             turn.burst_size += len(payload)
-            # A quarter of a queue: a burst alone fills no queue whose socket takes something.
-            if turn.burst_size > self.limits.max_queue // 4:
-                self.commit(turn)
         else:
             if turn is not None:
                 self.commit(turn)

@@ -211,7 +211,7 @@ class TurnTests(MemoryCase):
         protocol = Recorder(clock)
         protocol.makeConnection(StringTransport())
         protocol.dataReceived(frame(b"x") * 500)
-        self.assertEqual(len(protocol.strings), 384)
+        self.assertEqual(len(protocol.strings), 256)
         clock.advance(0)
         self.assertEqual(len(protocol.strings), 500)
 

@@ -283,6 +283,24 @@ class TLSTests(Case):
     def test_the_header_before_the_handshake(self) -> None:
         self.check(self.proxied(tls_factory(self.factory, self.loop)), header_first=True)
 
+    def test_the_client_goes_without_a_goodbye(self) -> None:
+        """At each stage: nothing is logged but that it has gone."""
+        for stage in range(3):
+            ours, theirs = socket_pair()
+            outer = self.proxied(tls_factory(self.factory, self.loop))
+            attach(self.loop, outer.buildProtocol(None), ours)
+            self.addCleanup(theirs.close)
+            wire = TLSWire(self.loop, theirs)
+            wire.socket.send(V1[: 10 if stage == 0 else len(V1)])
+            wire.take_all()
+            if stage == 2:
+                wire.shake_hands()
+            wire.end()
+            wire.take_all()
+            self.assertTrue(wire.ended, stage)
+        self.assertEqual(sum(self.factory.stats.disconnects.values()), 3)
+        self.assertEqual(self.factory.stats.disconnects["handshake_failed"], 2)
+
     def test_an_ssl_endpoint_after_the_header(self) -> None:
         kept: list[Any] = []
 
