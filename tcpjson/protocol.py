@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
 
-# Frames taken at once, and in one turn of the reactor, and the seconds after which it takes no more: what one
-# peer sends holds up the others no longer.
-_BATCH = 128
+# Frames taken at once; frames in one turn of the reactor; and, where they take long, the seconds after the
+# first batch in which more are taken: what one peer sends holds up the others no longer.
+BATCH = 128
 _TURN = 512
-_TURN_SECONDS = 0.002
+_TURN_SECONDS = 0.0005
 
 
 class Hold(IntFlag):
@@ -88,31 +88,34 @@ class TCPJSONProtocol(Int32StringReceiver):
 
     def dataReceived(self, data: bytes) -> None:
         """Take what was received. Frames are handled at once, or when nothing holds them any more."""
-        if self._holds & _ENDING:
-            return
-        self._reader.feed(data)
         if not (self._holds or self._working):
+            self._reader.feed(data)
             self._work()
+        elif not self._holds & _ENDING:
+            self._reader.feed(data)
 
     def _work(self) -> None:
         """Handle frames until none is complete, something holds them, or the turn is over."""
         handled = 0
-        until = self._clock.seconds() + _TURN_SECONDS
+        until: float | None = None
         reader = self._reader
         self._working = True
         try:
             while reader.ready and not self._holds:
-                payloads = reader.take(_BATCH, self.MAX_LENGTH)
+                payloads = reader.take(BATCH, self.MAX_LENGTH)
                 if not payloads:
                     break
                 done = self.framesReceived(payloads)
                 if done < len(payloads) and not self._holds & _ENDING:
                     reader.untake(payloads[done:])
                 handled += done
-                over = handled >= _TURN or (done == _BATCH and self._clock.seconds() > until)
-                if over and not self._holds:
-                    self.hold(Hold.TURN)
-                    self.release(Hold.TURN)
+                if done == BATCH and not self._holds:
+                    # Few reads have a whole batch: only these look at the clock.
+                    now = self._clock.seconds()
+                    until = until or now + _TURN_SECONDS
+                    if handled >= _TURN or now > until:
+                        self.hold(Hold.TURN)
+                        self.release(Hold.TURN)
         except FrameTooLong as error:
             reader.clear()
             self.lengthLimitExceeded(error.length)

@@ -35,7 +35,7 @@ from tcpjson.core.stats import SAMPLE_INTERVAL, Stats
 from tcpjson.deadlines import Deadlines
 from tcpjson.handlers import Recipients, Router
 from tcpjson.outbox import descriptor_of
-from tcpjson.protocol import Hold, TCPJSONProtocol
+from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
 from tcpjson.proxied import IProxyListener, ProxiedProtocol
 from tcpjson.timestamps import Timestamps
 
@@ -46,6 +46,8 @@ log = Logger()
 
 # Answers waiting below which a peer's requests are handled again.
 _LOW_WATER = HIGH_WATER // 2
+# Answers so short that a batch of them is less than the high-water mark.
+_SHORT = HIGH_WATER // BATCH // 2
 # Looks at a peer that takes nothing, in one write_timeout.
 _LOOKS = 4
 
@@ -203,8 +205,10 @@ class Connection(TCPJSONProtocol):
         answers = turn.answers
         timestamp = turn.timestamp
         order = self._order
-        # What may be gathered before the socket is tried.
+        # What may be gathered before the socket is tried. When nothing waits, short answers need no counting:
+        # there are not more than fit in a batch.
         room = HIGH_WATER - self._outbox.answers
+        short = 0 if self._outbox.answers else _SHORT
         messages = factory.codec.decode(payloads)
         stats.messages_in += len(messages)
         # Messages mostly come as more of the same: what is known of their kind is looked up when it changes.
@@ -248,11 +252,13 @@ class Connection(TCPJSONProtocol):
                 self._limit_answers()
             elif payload:
                 answers.append(payload)
-                room -= len(payload)
-                if room < 0:
-                    self._send_gathered(turn)
-                    self._limit_answers()
-                    room = HIGH_WATER - self._outbox.answers
+                if len(payload) > short:
+                    room -= len(payload)
+                    if room < 0:
+                        self._send_gathered(turn)
+                        self._limit_answers()
+                        room = HIGH_WATER - self._outbox.answers
+                        short = 0 if self._outbox.answers else _SHORT
             if self._holds:
                 break
         if kind is not None:
