@@ -1682,6 +1682,21 @@ class SessionTests(Case):
         self.assertTrue(slow.called)
 
 
+class StopTests(Case):
+    """`stopProducing`, which `Int32StringReceiver` publishes."""
+
+    def test_it_leaves_and_ends(self) -> None:
+        memory = self.server()
+        peer = self.peer(memory)
+        peer.connection.stopProducing()
+        self.assertEqual(memory.factory.clients, set())
+        self.assertTrue(peer.closed)
+        memory.advance(2)
+        self.assertTrue(peer.aborted)
+        peer.close()
+        self.assertEqual(memory.factory.stats.disconnects, {"closed_by_handler": 1})
+
+
 class NestedTurnTests(Case):
     """In the turn of one connection another goes on."""
 
