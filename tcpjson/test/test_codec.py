@@ -432,7 +432,7 @@ class DepthTests(SynchronousTestCase):
             self.assertEqual(code(decode(text.encode())), "Text" if opening == "[" else "Custom")
 
     def test_any_depth_is_taken_or_bad_json(self) -> None:
-        """Where the parser's own limit lies depends on the release of Python, and on how deep the stack is."""
+        """Where the parser's own limit lies depends on the release of Python and on the stack."""
         for depth in (*range(900, 1010), 5000, 100_000):
             for around in ("%s", '{"a":%s}', '{"type":"echo","content":%s}', '{"type":"move","x":1,"y":%s}'):
                 for text in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth, "[" * depth):
