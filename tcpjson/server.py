@@ -577,6 +577,7 @@ class Connection(TCPJSONProtocol):
     def _cancel(self, deferred: Deferred[Any]) -> None:
         try:
             deferred.cancel()
+        # The canceller is the application's: whatever it raises, the other handlers are cancelled too.
         except Exception:
             log.failure("a handler for {client} cannot be cancelled", client=self.client_id)
 

@@ -1682,6 +1682,35 @@ class SessionTests(Case):
         self.assertTrue(slow.called)
 
 
+class QueueBoundTests(Case):
+    """What counts as a full queue, and how much one burst puts in it."""
+
+    def test_answers_of_its_own_fill_no_queue(self) -> None:
+        server = self.server(limits=Limits(max_queue=1000))
+        slow, sender = self.peer(server), self.peer(server)
+        slow.stop_reading()
+        slow.send(echo("x" * 5000))
+        sender.send(cast("news"))
+        self.assertFalse(slow.closed)
+        slow.start_reading()
+        self.assertTypes(slow.receive(), "echo_response", "broadcast")
+
+    def test_a_burst_is_at_most_a_quarter(self) -> None:
+        server = self.server(limits=Limits(max_queue=4000))
+        reader, sender = self.peer(server), self.peer(server)
+        sizes: list[int] = []
+        write = reader.transport.write
+
+        def measured(data: bytes) -> None:
+            sizes.append(len(data))
+            write(data)
+
+        reader.transport.write = measured  # type: ignore[method-assign]  # it is what one try hands over
+        sender.send(*(cast("x" * 400) for _ in range(5)))
+        self.assertEqual(len(reader.receive()), 5)
+        self.assertLessEqual(max(sizes), 1000)
+
+
 class StopTests(Case):
     """`stopProducing`, which `Int32StringReceiver` publishes."""
 
