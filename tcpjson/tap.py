@@ -17,9 +17,10 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from tcpjson._version import __version__
+from tcpjson.connection import client_id_of
 from tcpjson.core.limits import Limits
 from tcpjson.proxied import HeaderFirst, ProxiedEndpoint
-from tcpjson.server import TCPJSONServerFactory, client_id_of
+from tcpjson.server import TCPJSONServerFactory
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint

@@ -21,10 +21,11 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from tcpjson.connection import Connection
 from tcpjson.core.framing import FrameReader, frame
 from tcpjson.core.limits import LARGEST_FRAME, Limits
 from tcpjson.handlers import Router
-from tcpjson.server import Connection, TCPJSONServerFactory
+from tcpjson.server import TCPJSONServerFactory
 
 #: The time of day when a `MemoryServer` starts, in seconds since 1970: 2024-01-01T12:00:00.000Z.
 START = 1704110400.0

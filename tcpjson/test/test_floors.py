@@ -20,7 +20,7 @@ PACKAGE = Path(tcpjson.__file__).parent
 FLOORS = (
     {"_version", "core"},
     {"deadlines", "timestamps", "outbox", "proxied", "protocol", "handlers"},
-    {"classic", "server"},
+    {"classic", "connection", "server"},
     {"", "vectors", "testing", "tap"},
 )
 

@@ -16,10 +16,11 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from tcpjson.connection import Connection
 from tcpjson.core.framing import FrameReader, frame
 from tcpjson.core.limits import Limits
 from tcpjson.proxied import HeaderFirst, IProxyListener, ProxiedEndpoint, ProxiedProtocol
-from tcpjson.server import Connection, TCPJSONServerFactory
+from tcpjson.server import TCPJSONServerFactory
 from tcpjson.test.hypo import given
 from tcpjson.test.wires import Loop, TLSWire, Wire, attach, server_context, socket_pair, tls_factory
 

@@ -20,10 +20,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tcpjson import Limits, Message, Router, __version__
+from tcpjson.connection import Connection, client_id_of
 from tcpjson.core.errors import CODES, Forbidden, GoingAway, ProtocolError, SlowConsumer
 from tcpjson.core.framing import frame
 from tcpjson.core.messages import Answer, EchoResponse, Error, Ping
-from tcpjson.server import Connection, TCPJSONServerFactory, client_id_of
+from tcpjson.server import TCPJSONServerFactory
 from tcpjson.test.wires import Loop, TLSWire, Wire, attach, connect, socket_pair, tls_factory
 from tcpjson.testing import MemoryServer, Peer
 from tcpjson.vectors import Vector, load, strict_json
