@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 12.0  # more than the server's own period of grace
 CPUCLOCK_SCHED = 2
 
 
@@ -32,12 +32,17 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """A server that can be started: its name in tables, its command, and what must be importable."""
+    """A server that can be started: its names, its command, what must be importable, and its folder."""
 
     name: str
     label: str
     command: tuple[str, ...]
     needs: tuple[str, ...]
+    root: Path = ROOT
+
+    def with_words(self, words: Sequence[str]) -> Kind:
+        """The same server with more words in its command."""
+        return replace(self, command=(*self.command, *words))
 
     def missing(self) -> list[str]:
         return [module for module in self.needs if importlib.util.find_spec(module) is None]
@@ -56,16 +61,49 @@ class Server:
         # The clock that clock_getcpuclockid(3) would give for this process; Python has no call for it.
         return time.clock_gettime_ns((~self.pid << 3) | CPUCLOCK_SCHED)
 
+    def resident_bytes(self) -> int:
+        """Rss of the process. Not Pss: that falls when another process maps the same libraries."""
+        with open(f"/proc/{self.pid}/smaps_rollup") as rollup:
+            for line in rollup:
+                if line.startswith("Rss:"):
+                    return int(line.split()[1]) * 1024
+        raise BenchmarkError("no Rss in smaps_rollup")
 
-TCPJSON = Kind(
-    "tcpjson",
-    "tcpjson",
-    (
-        *("-c", "from twisted.scripts.twistd import run; run()", "--nodaemon", "--pidfile="),
-        *("tcpjson", "--port", "tcp:0:interface=127.0.0.1"),
-    ),
-    ("twisted", "msgspec", "tcpjson"),
-)
+
+def tcpjson(port: str = "tcp:0:interface=127.0.0.1") -> Kind:
+    """Our server on an endpoint of loopback."""
+    twistd = ("-c", "from twisted.scripts.twistd import run; run()", "--nodaemon", "--pidfile=")
+    return Kind("tcpjson", "tcpjson", (*twistd, "tcpjson", "--port", port), ("twisted", "msgspec", "tcpjson"))
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a server over TLS and its clients need: the server's endpoint, and the file of the authority."""
+
+    port: str
+    authority: str
+
+
+def make_certificate(folder: Path) -> Certificate:
+    """Make an authority and a certificate of it for 127.0.0.1, in files of a folder."""
+    try:
+        import trustme
+    except ImportError:
+        raise BenchmarkError("TLS needs a certificate: install trustme") from None
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    files = {name: str(folder / f"{name}.pem") for name in ("authority", "key", "certificate")}
+    authority.cert_pem.write_to_path(files["authority"])
+    issued.private_key_pem.write_to_path(files["key"])
+    issued.cert_chain_pems[0].write_to_path(files["certificate"])
+    key, certificate = (
+        files[name].replace("\\", "\\\\").replace(":", "\\:") for name in ("key", "certificate")
+    )
+    port = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
+    return Certificate(port, files["authority"])
+
+
+TCPJSON = tcpjson()
 UVLOOP = Kind("uvloop", "uvloop+orjson", ("-m", "benchmarks.peers.uvloop_orjson", "0"), ("uvloop", "orjson"))
 STREAMS = Kind("streams", "streams+json", ("-m", "benchmarks.peers.asyncio_streams", "0"), ())
 TWISTED = Kind("twisted", "twisted+json", ("-m", "benchmarks.peers.twisted_json", "0"), ("twisted",))
@@ -113,16 +151,30 @@ def stop(process: subprocess.Popen[str]) -> None:
             process.wait()
 
 
+def cores() -> tuple[int | None, int | None]:
+    """A core for the server and another one for the load; None, twice, where there is one core only."""
+    usable_cores = sorted(os.sched_getaffinity(0))
+    if len(usable_cores) < 2:
+        print("only one core: server and load share it, and the figures are worth little")
+        return None, None
+    return usable_cores[-1], usable_cores[0]
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What a process needs that imports from a folder before all others."""
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
+
+
 @contextlib.contextmanager
-def started(kind: Kind, core: int | None = None, options: Sequence[str] = ()) -> Iterator[Server]:
+def started(kind: Kind, core: int | None = None) -> Iterator[Server]:
     """Start a server on a free port of loopback, on one core if given, and end it afterwards."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     # The log goes to a file: nobody need read it while the server runs.
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, *kind.command, *options],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
+            [sys.executable, *kind.command],
+            cwd=kind.root,
+            env=environment(kind.root),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

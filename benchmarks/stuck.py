@@ -9,16 +9,12 @@ that loses a message, or gets one out of order, ends the run with status 1.
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import socket
-import struct
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from benchmarks.clients import Access, Client
 from benchmarks.servers import (
     TCPJSON,
     BenchmarkError,
@@ -32,33 +28,6 @@ from benchmarks.servers import (
 READERS = 5
 AT_ONCE = 10
 CONTENT = 4000
-SECONDS = 60.0
-
-
-class Client:
-    """A blocking client that has read its `welcome`."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.settimeout(SECONDS)
-        self._file = self.socket.makefile("rb")
-        self.receive()
-
-    def receive(self) -> dict[str, object]:
-        (length,) = struct.unpack(">I", self._file.read(4))
-        message: dict[str, object] = json.loads(self._file.read(length))
-        return message
-
-    def send(self, messages: Sequence[dict[str, object]]) -> None:
-        payloads = [json.dumps(message).encode() for message in messages]
-        self.socket.sendall(b"".join(struct.pack(">I", len(payload)) + payload for payload in payloads))
-
-
-def resident(server: Server) -> int:
-    """Resident bytes of the server."""
-    found = re.search(r"^Rss:\s+(\d+)", Path(f"/proc/{server.pid}/smaps_rollup").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def contents(count: int) -> Iterator[str]:
@@ -68,7 +37,11 @@ def contents(count: int) -> Iterator[str]:
 def read_all(client: Client, count: int, lost: list[str]) -> None:
     """Read `count` broadcasts; note the first that is not the one expected."""
     for content in contents(count):
-        message = client.receive()
+        try:
+            message = client.receive()
+        except OSError as error:
+            lost.append(f"expected {content[:8]}: {error}")
+            return
         if message.get("content") != content:
             lost.append(f"expected {content[:8]}, got {str(message)[:120]}")
             return
@@ -76,11 +49,12 @@ def read_all(client: Client, count: int, lost: list[str]) -> None:
 
 def run(server: Server, stuck: int, messages: int) -> str:
     """Measure one server; returns a row of the table."""
+    access = Access(server.port)
     # Held until the end: a connection that is collected is closed, and no longer stuck.
-    idle = [Client(server.port) for _ in range(stuck)]
-    readers = [Client(server.port) for _ in range(READERS)]
-    sender = Client(server.port)
-    before = peak = resident(server)
+    idle = [access.enter() for _ in range(stuck)]
+    readers = [access.enter() for _ in range(READERS)]
+    sender = access.enter()
+    before = peak = server.resident_bytes()
     lost: list[str] = []
     threads = [threading.Thread(target=read_all, args=(reader, messages, lost)) for reader in readers]
     for thread in threads:
@@ -93,7 +67,7 @@ def run(server: Server, stuck: int, messages: int) -> str:
         )
         for _ in range(AT_ONCE):
             sender.receive()
-        peak = max(peak, resident(server))
+        peak = max(peak, server.resident_bytes())
     for thread in threads:
         thread.join()
     seconds, spent = time.monotonic() - began, server.cpu_ns() - cpu
@@ -131,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for size in options.buffers:
         words = [f"--send-buffer={size}"] if size else []
         try:
-            with started(TCPJSON, None, words) as server:
+            with started(TCPJSON.with_words(words)) as server:
                 row = run(server, options.stuck, options.messages)
             print(f"{words[0] if words else 'system buffers':24} {row}", flush=True)
         except (BenchmarkError, OSError) as error:

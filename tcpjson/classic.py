@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tcpjson.core.errors import BadMessage, ProtocolError
+from msgspec import UNSET
+
+from tcpjson.core.errors import ProtocolError
 from tcpjson.core.messages import (
-    Auth,
     Broadcast,
     BroadcastSent,
     Custom,
@@ -38,18 +39,13 @@ def echo(session: Session, message: Echo) -> Message:
 
 @router.handler
 def broadcast(session: Session, message: Broadcast) -> Message:
-    return BroadcastSent(int(session.broadcast(Relayed(message.content, session.client_id))))
+    relayed = Relayed(message.content, session.client_id, session.user or UNSET)
+    return BroadcastSent(int(session.broadcast(relayed)))
 
 
 @router.handler
 def get_stats(session: Session, message: GetStats) -> ServerStats:
     return session.server_stats()
-
-
-@router.handler
-def auth(session: Session, message: Auth) -> ProtocolError:
-    # Section 6: where none is asked for, its fields are never sent back, as an unknown type's would be.
-    return BadMessage("no authentication is asked for")
 
 
 @router.handler

@@ -6,31 +6,60 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tcpjson.auth import MAX_FAILURES, SCRAM, Login
 from tcpjson.core import errors
 from tcpjson.core.encoding import QUOTE, RAW_OFFSETS, check_raw, encode, encode_message
-from tcpjson.core.errors import FrameTimeout, HandlerTimeout, Internal, ProtocolError, SlowConsumer, TooLarge
+from tcpjson.core.errors import (
+    AuthFailed,
+    AuthTimeout,
+    BadMessage,
+    FrameTimeout,
+    GoingAway,
+    HandlerTimeout,
+    HeartbeatTimeout,
+    IdleTimeout,
+    Internal,
+    ProtocolError,
+    RateLimited,
+    SlowConsumer,
+    TooLarge,
+)
 from tcpjson.core.framing import frame, join_frames, length_hint
-from tcpjson.core.limits import HIGH_WATER
-from tcpjson.core.messages import Error, Message, ServerStats
+from tcpjson.core.heartbeat import Heartbeat, Silence, Verdict
+from tcpjson.core.limits import CLOSE_TIMEOUT, HIGH_WATER, PRE_AUTH_MAX_LENGTH
+from tcpjson.core.messages import (
+    Auth,
+    AuthChallenge,
+    AuthResult,
+    Error,
+    HeartbeatPing,
+    Hello,
+    HelloResponse,
+    Message,
+    ServerStats,
+)
 from tcpjson.core.ordering import AnswerOrder, Slot
+from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
 from tcpjson.handlers import Recipients
 from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
-from tcpjson.proxied import IProxyListener, ProxiedProtocol
+from tcpjson.proxied import IProxyListener, is_proxied
+from tcpjson.tls import peer_identity
+from tcpjson.transports import client_id_of, descriptor_of, is_encrypted, network_of
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IAddress, IReactorTime
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+    from tcpjson.dialects import Dialect
     from tcpjson.server import TCPJSONServerFactory
 
 log = Logger()
@@ -42,22 +71,12 @@ _SHORT = HIGH_WATER // BATCH // 2
 # Looks at a peer that takes nothing, in one write_timeout.
 _LOOKS = 4
 
-
 _receive = TCPJSONProtocol.dataReceived
 # Arithmetic of IntFlag is slow; on the hot path a hold is a plain number.
 _CLOSING = int(Hold.CLOSING)
 _ENDING = int(Hold.ENDING)
 # What `id` is in a request without one.
 _NO_ID = (UNSET, None)
-
-
-def client_id_of(peer: IAddress) -> str:
-    """An address as `client_id` writes it (docs/protocol.rst, section 2)."""
-    if isinstance(peer, IPv4Address):
-        return f"{peer.host}:{peer.port}"
-    if isinstance(peer, IPv6Address):
-        return f"[{peer.host}]:{peer.port}"
-    return str(peer)
 
 
 async def _as_coroutine(answer: Awaitable[Any]) -> Any:
@@ -89,20 +108,43 @@ class Connection(TCPJSONProtocol):
     """One client: a `tcpjson.handlers.Session`, made by `TCPJSONServerFactory`."""
 
     factory: TCPJSONServerFactory
+    dialect: Dialect
     client_id = ""
     user: str | None = None
     state: Any = None
+    opened = 0.0
+    bytes_in = 0
+    messages_in = 0
+    messages_out = 0
+    #: Whether it was refused at once, for want of room.
+    turned_away = False
 
+    # In the class until they are needed: a connection that is idle is small.
     _state = State.OPEN
     # The code of section 9 that says why the connection ends.
     _reason = ""
     _running: dict[Slot, tuple[Deferred[Any], Message]] | None = None
     _progress: tuple[int, int, int] | None = None
     _progress_since = 0.0
-    opened = 0.0
-    bytes_in = 0
-    messages_in = 0
-    messages_out = 0
+    _admitted = False
+    _network: str | None = None
+    _login: Login | None = None
+    _checking: Deferred[AuthResult] | None = None
+    # Whether a rate, or a shutdown, bounds how many frames are handled.
+    _limited = False
+    _meter: Meter | None = None
+    _over_rate = False
+    _throttle_call: IDelayedCall | None = None
+    _greeted = False
+    _answers_pings = False
+    _heartbeat: Heartbeat | None = None
+    _idle: Silence | None = None
+    # When the server shuts down: whether `going_away` is still to be said, and how many requests are to be
+    # handled before; whether it closes when all is sent.
+    _departing = False
+    _due = 0
+    _retry_after = 0.0
+    _leaving = False
 
     @property
     def bytes_out(self) -> int:
@@ -119,13 +161,25 @@ class Connection(TCPJSONProtocol):
     def connectionMade(self) -> None:
         super().connectionMade()
         factory = self.factory
-        self.MAX_LENGTH = factory.limits.max_length
+        limits = factory.limits
+        self.MAX_LENGTH = limits.max_length
         self.opened = self._clock.seconds()
-        factory.opened(self)
+        refusal = factory.opened(self)
+        self._admitted = refusal is None
         self._name()
-        if isinstance(self.transport, (TLSMemoryBIOProtocol, ProxiedProtocol)):
-            factory.frame_deadlines.set(self, self.opened + factory.limits.frame_timeout)
-        else:
+        encrypted = is_encrypted(self.transport)
+        proxied = is_proxied(self.transport)
+        if refusal is None and not proxied:
+            refusal = self._claim()
+        if refusal is not None:
+            self._turn_away(refusal, encrypted)
+            return
+        if limits.messages_per_second is not None or limits.bytes_per_second is not None:
+            self._meter = Meter(limits, self.opened)
+            self._limited = True
+        if encrypted or proxied or factory.authenticator is not None:
+            factory.auth_deadlines.set(self, self.opened + limits.auth_timeout)
+        if not (encrypted or proxied):
             self._identified()
 
     def handshakeCompleted(self) -> None:
@@ -136,14 +190,93 @@ class Connection(TCPJSONProtocol):
         """The PROXY header has come."""
         self._identified()
 
+    def _claim(self) -> ProtocolError | None:
+        """Count the connection for its address, or say why there are too many from there."""
+        network = network_of(self.transport.getPeer())
+        if network is None:
+            return None
+        refusal = self.factory.admission.claim(network)
+        if refusal is None:
+            self._network = network
+        return refusal
+
+    def _turn_away(self, refusal: ProtocolError, handshake: bool) -> None:
+        """End a connection for which there is no room; `handshake`: TLS has not begun, and need not."""
+        self.turned_away = True
+        if self._admitted:
+            self._admitted = False
+            self.factory.admission.leave()
+        descriptor = descriptor_of(self.transport)
+        if handshake:
+            self._reason = refusal.code
+            self.transport.abortConnection()
+            ended = Failure(ConnectionAborted())
+        else:
+            self.fail(refusal)
+            if self.factory.may_linger():
+                return
+            ended = Failure(ConnectionDone())
+        if descriptor is not None:
+            # At once, as the reactor does it: Twisted's ways to close take a turn of the reactor, in which a
+            # hundred others are accepted, and there are no files for them.
+            descriptor.connectionLost(ended)
+
     def _identified(self) -> None:
-        """The peer's address is known: welcome it."""
+        """The peer's address is known: welcome it, or ask who it is."""
+        if self._state is not State.OPEN:
+            return
         factory = self.factory
-        factory.frame_deadlines.clear(self)
-        self._state = advance(self._state, Event.IDENTIFIED)
         self._name()
+        if is_proxied(self.transport) and (refusal := self._claim()):
+            self._turn_away(refusal, False)
+            return
+        identity = peer_identity(self.transport)
+        if identity is not None:
+            self.user = identity
+        if factory.authenticator is None or identity is not None:
+            self._state = advance(self._state, Event.IDENTIFIED)
+            self._serve()
+            self._send_now([factory.welcome(self.client_id, ())])
+            return
+        self._state = advance(self._state, Event.CHALLENGED)
+        self.dialect = factory.dialects.guest
+        self.MAX_LENGTH = min(self.MAX_LENGTH, PRE_AUTH_MAX_LENGTH)
+        # What stands behind an `auth` is read when that is decided.
+        self.batch = 1
+        mechanisms = factory.authenticator.mechanisms(self._confidential)
+        self._login = Login(factory.authenticator, self._confidential, self._network)
+        self._send_now([factory.welcome(self.client_id, mechanisms)])
+        if not mechanisms:
+            self.fail(AuthFailed("there is no way to authenticate in the clear"))
+
+    @property
+    def _confidential(self) -> bool:
+        """Whether nobody between reads what is sent: a password, say."""
+        if is_encrypted(self.transport):
+            return True
+        return isinstance(self.transport.getHost(), UNIXAddress) and not is_proxied(self.transport)
+
+    def _serve(self) -> None:
+        """The client is one from now on."""
+        factory = self.factory
+        factory.auth_deadlines.clear(self)
+        now = self._clock.seconds()
+        limits = factory.limits
+        if limits.idle_timeout is not None:
+            self._idle = Silence(now, self._life())
+            factory.silence_deadlines.set(self, self._idle.next_look(now, limits.idle_timeout))
+        if not self._greeted:
+            self.dialect = factory.dialects.opening
+        else:
+            self._expect_pongs()
         factory.join(self)
-        self._send_now([factory.welcome(self.client_id)])
+
+    def auth_expired(self) -> None:
+        """It took too long to say who it is."""
+        if self._state is State.OPEN:
+            self.transport.abortConnection()
+        else:
+            self.fail(AuthTimeout())
 
     def _name(self) -> None:
         peer = self.transport.getPeer()
@@ -177,8 +310,13 @@ class Connection(TCPJSONProtocol):
         factory.turn = turn
         turn.connection = self
         turn.timestamp = factory.timestamps.now()
+        limited = self._limited
+        granted = payloads
+        charged = 0
+        if limited:
+            granted, charged = self._grant(payloads)
         try:
-            handled = self._handle(payloads, turn)
+            handled = self._handle(granted, turn)
         finally:
             factory.turn = outer
             if turn.burst or turn.dirty:
@@ -189,6 +327,8 @@ class Connection(TCPJSONProtocol):
                 turn.gathered = 0
         if self._outbox.answers or self._order is not None:
             self._limit_answers()
+        if limited:
+            self._limit(payloads, charged, handled)
         if self._holds & _CLOSING:
             self._finish(errors.CLOSED_BY_HANDLER)
         return handled
@@ -196,7 +336,8 @@ class Connection(TCPJSONProtocol):
     def _handle(self, payloads: list[bytes], turn: Turn) -> int:
         """Handle payloads in order until something holds the rest; returns how many were handled."""
         factory = self.factory
-        handlers = factory.handlers
+        dialect = self.dialect
+        handlers = dialect.handlers
         stats = factory.stats
         kinds = stats.kinds
         answers = turn.answers
@@ -206,7 +347,7 @@ class Connection(TCPJSONProtocol):
         # there are not more than fit in a batch.
         room = HIGH_WATER - self._outbox.answers
         short = 0 if self._outbox.answers else _SHORT
-        messages = factory.codec.decode(payloads)
+        messages = dialect.codec.decode(payloads)
         stats.messages_in += len(messages)
         # Messages mostly come as more of the same: what is known of their kind is looked up when it changes.
         kind = answer_kind = offset = None
@@ -294,11 +435,168 @@ class Connection(TCPJSONProtocol):
         self.fail(TooLarge(text))
 
     def frame_expired(self) -> None:
-        """A frame, or what comes before `welcome`, was not complete in time."""
-        if self._state is State.OPEN:
-            self.transport.abortConnection()
+        """A frame was not complete in time."""
+        self.fail(FrameTimeout())
+
+    # Rates.
+
+    def _grant(self, payloads: list[bytes]) -> tuple[list[bytes], int]:
+        """Those of the payloads that may be handled now, and how many the meter charged."""
+        if self._departing:
+            return payloads[: self._due], 0
+        assert self._meter is not None
+        charged = self._meter.grant(payloads, self._clock.seconds())
+        if charged == len(payloads):
+            return payloads, charged
+        factory = self.factory
+        factory.stats.over_rate += 1
+        if not self._over_rate:
+            self._over_rate = True
+            log.info("{client} sends more than the rate", client=self.client_id)
+        return payloads if factory.limits.rate_policy == "observe" else payloads[:charged], charged
+
+    def _limit(self, payloads: list[bytes], charged: int, handled: int) -> None:
+        """Of the payloads, `charged` were paid for and `handled` were handled: see to the others."""
+        if self._departing:
+            self._due -= handled
+            self._depart()
+        elif self._meter is not None:
+            # They will be granted, and charged, once more.
+            self._meter.refund(payloads[handled:charged])
+            if handled == charged < len(payloads) and not self._holds & _ENDING:
+                self._slow_down(self._meter.wait())
+
+    def _slow_down(self, seconds: float) -> None:
+        """The client is over its rate, and may go on after some seconds."""
+        policy = self.factory.limits.rate_policy
+        if policy == "close":
+            self.fail(RateLimited(retry_after=round(seconds, 3)))
+        elif policy == "throttle":
+            self.hold(Hold.RATE)
+            self._throttle_call = self._clock.callLater(seconds, self._throttled)
+
+    def _throttled(self) -> None:
+        self._throttle_call = None
+        self.release_now(Hold.RATE)
+
+    def _lift_rate(self) -> None:
+        """Handle what was received at once."""
+        self._limited = False
+        self._meter = None
+        if self._throttle_call is not None:
+            self._throttle_call.cancel()
+            self._throttle_call = None
+
+    # `hello`, `auth` and heartbeats.
+
+    def hello(self, message: Hello) -> Message:
+        """The handler of `hello` (section 5)."""
+        factory = self.factory
+        dialects = factory.dialects
+        if self._greeted or self.dialect not in (dialects.guest, dialects.opening):
+            raise BadMessage("hello comes once, and before all but auth and ping")
+        self._greeted = True
+        self._answers_pings = message.heartbeat and factory.limits.heartbeat is not None
+        if self._state is State.READY:
+            self._expect_pongs()
+            # What stands behind it in the same read was decoded, and is to be understood anew.
+            self.hold(Hold.TURN)
+            self.release(Hold.TURN)
+        return HelloResponse(heartbeat=self._answers_pings)
+
+    def _expect_pongs(self) -> None:
+        """`hello` was said: ping the client if it wants it."""
+        factory = self.factory
+        interval = factory.limits.heartbeat
+        if not self._answers_pings or interval is None:
+            self.dialect = factory.dialects.ready
+            return
+        self.dialect = factory.dialects.beating
+        now = self._clock.seconds()
+        self._heartbeat = Heartbeat(interval, now, self.bytes_in)
+        self._look_again(now)
+
+    def authenticate(self, message: Auth) -> Message | None:
+        """The handler of `auth` (section 6)."""
+        login = self._login
+        if login is None:
+            text = "no authentication is asked for" if self.user is None else "authenticated already"
+            raise BadMessage(text)
+        step = login.step(message)
+        if isinstance(step, AuthChallenge):
+            return step
+        # Neither the wait for the check nor the back-off count as the client's time; all else does, also what we
+        # do not read because of its rate: else it could stay for ever.
+        due = self.factory.auth_deadlines.clear(self)
+        left = 0.0 if due is None else due - self._clock.seconds()
+        self.hold(Hold.AUTH)
+        self._checking = step
+        step.addBoth(self._checked, message, login, left)
+        return None
+
+    def _checked(self, result: AuthResult | Failure, message: Auth, login: Login, left: float) -> None:
+        """It is known whether the client is who it says."""
+        self._checking = None
+        if self._state is not State.AUTHENTICATING:
+            return
+        if isinstance(result, Failure):
+            self._reply([self._refusal(result.value, message, result)])
         else:
-            self.fail(FrameTimeout())
+            self._reply([encode_message(result, self.timestamp, message.id)])
+            if result.user is not UNSET:
+                self._login = None
+                self.user = result.user
+                self._state = advance(self._state, Event.AUTHENTICATED)
+                self.MAX_LENGTH = self.factory.limits.max_length
+                self.batch = BATCH
+                self._serve()
+            else:
+                self.factory.login_failed(self, message.mechanism or SCRAM)
+        if self._login is not None:
+            if login.failures >= MAX_FAILURES:
+                self.fail(AuthFailed())
+                return
+            self.factory.auth_deadlines.set(self, self._clock.seconds() + left)
+        self._depart()
+        self.release_now(Hold.AUTH)
+        self._make_room()
+
+    def _life(self) -> object:
+        """What changes with every sign of life (section 1)."""
+        return self.bytes_in, self._outbox.progress()
+
+    def look_for_life(self) -> None:
+        """See whether the client is still there."""
+        if self._holds & _ENDING:
+            return
+        now = self._clock.seconds()
+        # No deadline runs on while it is we who do not read, or have not done yet what it asks.
+        held = bool(self._holds)
+        timeout = self.factory.limits.idle_timeout
+        if self._idle is not None and timeout is not None:
+            if held or self._running:
+                self._idle.restart(now)
+            elif self._idle.seconds(now, self._life()) >= timeout:
+                self.fail(IdleTimeout())
+                return
+        if self._heartbeat is not None:
+            verdict = self._heartbeat.look(now, self.bytes_in, self._outbox.outstanding(), held)
+            if verdict is Verdict.DEAD:
+                self.fail(HeartbeatTimeout())
+                return
+            if verdict is Verdict.PING:
+                self.send(HeartbeatPing())
+        if not self._holds & _ENDING:
+            self._look_again(now)
+
+    def _look_again(self, now: float) -> None:
+        looks = []
+        timeout = self.factory.limits.idle_timeout
+        if self._idle is not None and timeout is not None:
+            looks.append(self._idle.next_look(now, timeout))
+        if self._heartbeat is not None:
+            looks.append(self._heartbeat.next_look(now))
+        self.factory.silence_deadlines.set(self, min(looks))
 
     # Answering.
 
@@ -389,12 +687,16 @@ class Connection(TCPJSONProtocol):
         payloads = self._order.settle(slot, payload)
         if not self._order.unsettled:
             self._order = None
+        self._reply(payloads)
+        self._make_room()
+
+    def _reply(self, payloads: list[bytes]) -> None:
+        """Send answers to this client itself, behind those of its turn if it is in the midst of one."""
         turn = self.factory.turn
         if turn is not None and turn.connection is self:
             self._gather(turn, payloads)
         else:
             self._send_now(payloads)
-        self._make_room()
 
     def _gather(self, turn: Turn, payloads: list[bytes]) -> None:
         """Have payloads sent to this client itself with the answers of its turn."""
@@ -444,8 +746,9 @@ class Connection(TCPJSONProtocol):
             self.release(Hold.ANSWERS)
         if holds & Hold.HANDLERS and len(running) <= self.factory.limits.max_handlers // 2:
             self.release(Hold.HANDLERS)
-        if self._input_ended and not running and not self._outbox.waiting:
-            self._finish(errors.CLIENT_CLOSED)
+        busy = running or self._checking or self._departing or self._outbox.waiting
+        if (self._input_ended or self._leaving) and not busy:
+            self._finish(GoingAway.code if self._leaving else errors.CLIENT_CLOSED)
 
     def outboxDrained(self) -> None:
         super().outboxDrained()
@@ -562,10 +865,55 @@ class Connection(TCPJSONProtocol):
             self._send_now(self._order.give_up())
         if last:
             self._count_out(len(last))
-        self.end(last)
+        # What the system still has for a client that reads slowly gets the whole of the grace period.
+        patient = self._leaving and self._outbox.outstanding() is not None
+        self.end(last, max(CLOSE_TIMEOUT, factory.grace_left()) if patient else CLOSE_TIMEOUT)
         self._cancel_running()
 
+    # The shutdown of the server.
+
+    @property
+    def going_away(self) -> GoingAway:
+        """The error that says so."""
+        return GoingAway(retry_after=self._retry_after)
+
+    def go_away(self, retry_after: float) -> None:
+        """Handle the requests that are complete, then say: come again in `retry_after` seconds."""
+        if self._holds & _ENDING:
+            return
+        if self._state is State.OPEN:
+            self._reason = GoingAway.code
+            self.transport.abortConnection()
+            return
+        self._retry_after = retry_after
+        self._due = self._reader.count()
+        self._lift_rate()
+        self._departing = self._limited = True
+        self._depart()
+        self.release_now(Hold.RATE)
+
+    def _depart(self) -> None:
+        """Say that the server goes away, if all that came before is handled."""
+        if self._departing and not (self._due or self._checking or self._holds & _ENDING):
+            self._departing = self._limited = False
+            self.dialect = self.dialect.leaving
+            self._reply([self._error_payload(self.going_away)])
+            self._make_room()
+
+    def finish_leaving(self) -> None:
+        """Close as soon as nothing is left to be answered and sent."""
+        if not self._holds & _ENDING:
+            self._leaving = True
+            self._make_room()
+
+    def abort(self, reason: str) -> None:
+        """End the connection at once."""
+        self._reason = self._reason or reason
+        self.transport.abortConnection()
+
     def _cancel_running(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
         running, self._running = self._running, None
         for slot, (deferred, _) in (running or {}).items():
             self.factory.handler_deadlines.clear((self, slot))
@@ -581,11 +929,14 @@ class Connection(TCPJSONProtocol):
     def inputEnded(self) -> None:
         """The client sends no more; it gets its answers, and no broadcasts."""
         self.factory.frame_deadlines.clear(self)
+        # It cannot answer a ping any more, and what waits for it is watched over by write_timeout.
+        self.factory.silence_deadlines.clear(self)
         self.factory.leave(self)
         self._make_room()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         factory = self.factory
+        self._lift_rate()
         super().connectionLost(reason)
         if not self._reason:
             if self._state is State.OPEN:
@@ -598,7 +949,11 @@ class Connection(TCPJSONProtocol):
                 self._reason = errors.CONNECTION_LOST
         self._state = advance(self._state, Event.LOST)
         factory.leave(self)
-        factory.frame_deadlines.clear(self)
-        factory.write_deadlines.clear(self)
+        for deadlines in factory.connection_deadlines:
+            deadlines.clear(self)
         self._cancel_running()
+        if self._admitted:
+            factory.admission.leave()
+        if self._network is not None:
+            factory.admission.release(self._network)
         factory.closed(self, self._reason)

@@ -13,34 +13,15 @@ from typing import Any, Protocol
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.tcp import Connection as TCPConnection
-from twisted.protocols.policies import ProtocolWrapper
-from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from tcpjson.core.framing import frame_boundary
+from tcpjson.transports import descriptor_of
 
 # What is handed at once to a transport that wraps another: it cannot be taken back from there.
 _HANDED = 64 * 1024
 # Pieces given to one sendmsg; the system takes at most IOV_MAX, 1024 on Linux.
 _PIECES = 512
-
-
-def descriptor_of(transport: object) -> FileDescriptor | None:
-    """The socket's transport below any wrappers (TLS, PROXY), or None where there is no socket."""
-    layer = transport
-    while isinstance(layer, ProtocolWrapper):
-        layer = layer.transport
-    return layer if isinstance(layer, FileDescriptor) else None
-
-
-def is_encrypted(transport: object) -> bool:
-    """Whether TLS is among the layers of a transport."""
-    layer = transport
-    while isinstance(layer, ProtocolWrapper):
-        if isinstance(layer, TLSMemoryBIOProtocol):
-            return True
-        layer = layer.transport
-    return False
 
 
 class Owner(Protocol):
@@ -317,6 +298,11 @@ class Outbox:
         descriptor = self._descriptor
         left = 0 if descriptor is None else len(descriptor.dataBuffer) - descriptor.offset
         return self.taken, left, self._unacknowledged()
+
+    def outstanding(self) -> tuple[int, int, int] | None:
+        """The `progress` of what the peer did not take yet; None when it took all."""
+        progress = self.progress()
+        return progress if self.waiting or progress[2] else None
 
     def _unacknowledged(self) -> int:
         """Bytes that the system keeps for the peer, 0 where it does not say."""

@@ -12,7 +12,8 @@ from zope.interface import implementer
 
 from tcpjson.core.framing import FrameReader, FrameTooLong, frame
 from tcpjson.core.limits import CLOSE_TIMEOUT
-from tcpjson.outbox import Outbox, descriptor_of, is_encrypted
+from tcpjson.outbox import Outbox
+from tcpjson.transports import descriptor_of, is_encrypted
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -36,16 +37,20 @@ class Hold(IntFlag):
     ANSWERS = 4
     #: Its unfinished handlers are at their bound.
     HANDLERS = 8
+    #: It is over its rate.
+    RATE = 16
+    #: What it says of who it is is being checked.
+    AUTH = 32
     #: `close` was called in the midst of a turn, at the end of which the connection ends.
-    CLOSING = 16
+    CLOSING = 64
     #: The connection ends.
-    ENDING = 32
+    ENDING = 128
 
 
 # IntFlag arithmetic in Python is slow; on the hot path a hold is a plain number.
 _ENDING = int(Hold.ENDING)
 # What holds frames for a time, whatever the application does.
-_IN_TIME = int(Hold.TURN | Hold.ANSWERS)
+_IN_TIME = int(Hold.TURN | Hold.ANSWERS | Hold.RATE)
 
 
 @implementer(IHalfCloseableProtocol)
@@ -62,6 +67,8 @@ class TCPJSONProtocol(Int32StringReceiver):
     """
 
     MAX_LENGTH = 1024 * 1024
+    #: How many frames are taken at once.
+    batch = BATCH
 
     # What it offers beside ITransport depends on whether it is a socket, TLS, a proxy's or in memory.
     transport: Any
@@ -102,14 +109,14 @@ class TCPJSONProtocol(Int32StringReceiver):
         self._working = True
         try:
             while reader.ready and not self._holds:
-                payloads = reader.take(BATCH, self.MAX_LENGTH)
+                payloads = reader.take(self.batch, self.MAX_LENGTH)
                 if not payloads:
                     break
                 done = self.framesReceived(payloads)
                 if done < len(payloads) and not self._holds & _ENDING:
                     reader.untake(payloads[done:])
                 handled += done
-                if done == BATCH and not self._holds:
+                if done == self.batch and not self._holds:
                     # Few reads have a whole batch: only these look at the clock.
                     now = self._clock.seconds()
                     until = until or now + _TURN_SECONDS
@@ -166,6 +173,12 @@ class TCPJSONProtocol(Int32StringReceiver):
             if self._release_call is None:
                 self._release_call = self._clock.callLater(0, self._release)
 
+    def release_now(self, reason: Hold) -> None:
+        """Handle frames again, at once, if nothing else holds them."""
+        if self._holds & reason:
+            self._holds &= ~int(reason)
+            self._resume()
+
     def _release(self) -> None:
         self._release_call = None
         self._holds &= ~self._releasing
@@ -183,9 +196,7 @@ class TCPJSONProtocol(Int32StringReceiver):
 
     def resumeProducing(self) -> None:
         """Handle what was received meanwhile, at once, and read on."""
-        if self._holds & Hold.PAUSED:
-            self._holds &= ~int(Hold.PAUSED)
-            self._resume()
+        self.release_now(Hold.PAUSED)
 
     def stopProducing(self) -> None:
         """Handle nothing more, and close, as `end` does."""
@@ -214,10 +225,10 @@ class TCPJSONProtocol(Int32StringReceiver):
 
     # The end.
 
-    def end(self, last: bytes = b"") -> None:
+    def end(self, last: bytes = b"", timeout: float = CLOSE_TIMEOUT) -> None:
         """
         Handle nothing more; send what waits, then the frames `last`, then close the sending side and
-        discard what arrives. After 2 seconds the connection is aborted, whatever the peer does
+        discard what arrives. After `timeout` seconds the connection is aborted, whatever the peer does
         (docs/protocol.rst, section 9).
         """
         if self._holds & _ENDING:
@@ -225,7 +236,7 @@ class TCPJSONProtocol(Int32StringReceiver):
         held = self._holds
         self._holds = _ENDING
         self._reader.clear()
-        self._abort_call = self._clock.callLater(CLOSE_TIMEOUT, self._abort)
+        self._abort_call = self._clock.callLater(timeout, self._abort)
         if held and not self._working:
             self.transport.resumeProducing()
         if last:

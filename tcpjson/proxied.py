@@ -12,6 +12,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import Interface, implementer
 
 from tcpjson.core.proxyheader import parse_proxy_header
+from tcpjson.transports import layers
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -77,6 +78,11 @@ class ProxiedProtocol(ProtocolWrapper):
     def getPeer(self) -> IAddress:
         peer: IAddress = self._peer or super().getPeer()
         return peer
+
+
+def is_proxied(transport: object) -> bool:
+    """Whether a PROXY header is, or was, to come first."""
+    return any(isinstance(layer, ProxiedProtocol) for layer in layers(transport))
 
 
 class _ProxiedFactory(WrappingFactory):

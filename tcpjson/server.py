@@ -2,35 +2,86 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.task import LoopingCall
 from twisted.internet.tcp import Connection as TCPConnection
 from twisted.logger import Logger
 
-from tcpjson import classic
 from tcpjson._version import __version__
 from tcpjson.connection import Connection, Turn
-from tcpjson.core.codec import Codec
+from tcpjson.core.admission import Admission
 from tcpjson.core.encoding import encode_message
+from tcpjson.core.errors import GoingAway, ProtocolError
 from tcpjson.core.framing import join_frames
 from tcpjson.core.limits import Limits
-from tcpjson.core.messages import Message, ServerStats, Welcome
+from tcpjson.core.messages import ServerStats, Welcome
 from tcpjson.core.ordering import Slot
-from tcpjson.core.stats import SAMPLE_INTERVAL, Stats
+from tcpjson.core.stats import SAMPLE_INTERVAL, ClosedConnection, Stats
 from tcpjson.deadlines import Deadlines
+from tcpjson.dialects import Dialects
 from tcpjson.handlers import Router
-from tcpjson.outbox import descriptor_of
 from tcpjson.timestamps import Timestamps
+from tcpjson.transports import descriptor_of
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IAddress, IReactorTime
+    from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+
+    from tcpjson.auth import Authenticator
 
 log = Logger()
+
+# Seconds without a word after which the system asks whether the other end is there, and seconds between two
+# such questions. The user timeout says when it gives up.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15))
+# Seconds longer than `write_timeout` in which the other end may acknowledge nothing: whoever can be told why
+# the connection ends, is told before.
+_USER_TIMEOUT_MARGIN = 30
+# Connections that were refused and are still there; more are closed without waiting for the peer to do so.
+_LINGERING = 32
+# Seconds that the clients have to hear that the server goes away, and to end what they are about.
+_FAREWELL = 1.0
+# Clients that may come back in one second after a shutdown, and the bounds of the time they are spread over.
+_RETURNS = 500
+_SPREAD = (2.0, 30.0)
+# Characters of a user's name in the log.
+_NAME_LENGTH = 80
+
+
+class _Refusals:
+    """Logs refused connections, in one line a second."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+        self._call: IDelayedCall | None = None
+
+    def note(self, code: str) -> None:
+        """A connection was refused."""
+        self._counts[code] += 1
+        if self._call is None:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._call = None
+        if self._counts:
+            counts = " ".join(f"{code}={count}" for code, count in sorted(self._counts.items()))
+            log.warn("refused connections: {counts}", counts=counts)
+            self._counts.clear()
+            self._call = self._clock.callLater(1.0, self._flush)
+
+    def stop(self) -> None:
+        """Leave no delayed call behind."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
 
 
 class TCPJSONServerFactory(ServerFactory):
@@ -42,11 +93,14 @@ class TCPJSONServerFactory(ServerFactory):
         limits: what a client may do.
         routers: the application's handlers; they may take over classic types.
         strict: refuse plain text and types that nobody handles.
+        authenticator: who may be a client; None: whoever comes.
         wall: tells the time of day in seconds since 1970.
         send_buffer, receive_buffer: bytes of the sockets' buffers; the system's when None.
+        shuffle: brings a list into a random order.
 
     Raises:
-        ValueError, TypeError: the routers handle a type twice, or a type that cannot be decoded.
+        ValueError, TypeError: the routers handle a type twice, one of the protocol's own (`hello`, `auth`),
+            or one that cannot be decoded.
     """
 
     noisy = False
@@ -58,37 +112,49 @@ class TCPJSONServerFactory(ServerFactory):
         limits: Limits | None = None,
         routers: Sequence[Router] = (),
         strict: bool = False,
+        authenticator: Authenticator | None = None,
         wall: Callable[[], float] = time.time,
         send_buffer: int | None = None,
         receive_buffer: int | None = None,
+        shuffle: Callable[[list[Any]], None] = random.shuffle,
     ) -> None:
         self.clock = clock
         self.limits = limits or Limits()
-        self.handlers: dict[type[Message], Callable[[Any, Any], Any]] = classic.router.merged(
-            *routers
-        ).handlers
-        own = classic.router.handlers
-        self.codec = Codec(
-            [kind for kind in self.handlers if kind.__struct_config__.tag],
-            strict,
-            checked=[kind for kind, handler in self.handlers.items() if handler is not own.get(kind)],
-        )
+        self.authenticator = authenticator
+        self.dialects = Dialects(Connection.hello, Connection.authenticate, routers, strict)
         self.timestamps = Timestamps(wall)
         #: Those that are served.
         self.clients: set[Connection] = set()
-        # Those that are connected, whatever their state.
-        self._connections = 0
+        #: Those that are connected, whatever their state.
+        self.connections: set[Connection] = set()
+        self.admission = Admission(self.limits)
+        self._refusals = _Refusals(clock)
         self._stopped = False
-        self.stats = Stats(clock.seconds(), self.handlers)
+        #: Whether the server shuts down: it is not ready to be sent new clients.
+        self.draining = False
+        self._drained: Deferred[None] | None = None
+        self._drain_until = 0.0
+        self._drain_calls: list[IDelayedCall] = []
+        self._shuffle = shuffle
+        self.stats = Stats(clock.seconds(), self.dialects.kinds)
         self.turn: Turn | None = None
         self.usual_turn = Turn()
+        self.auth_deadlines = Deadlines[Connection](clock, Connection.auth_expired)
         self.frame_deadlines = Deadlines[Connection](clock, Connection.frame_expired)
         self.write_deadlines = Deadlines[Connection](clock, Connection.look_at_progress)
+        self.silence_deadlines = Deadlines[Connection](clock, Connection.look_for_life)
+        self.connection_deadlines = (
+            self.auth_deadlines,
+            self.frame_deadlines,
+            self.write_deadlines,
+            self.silence_deadlines,
+        )
         self.handler_deadlines = Deadlines[tuple[Connection, Slot]](
             clock, lambda key: key[0].handler_expired(key[1])
         )
         self._start_time = self.timestamps.now()
         self._buffers = ((socket.SO_SNDBUF, send_buffer), (socket.SO_RCVBUF, receive_buffer))
+        self._user_timeout = int(1000 * (self.limits.write_timeout + _USER_TIMEOUT_MARGIN))
         self._sampler = LoopingCall(self._sample)
         self._sampler.clock = clock
 
@@ -106,56 +172,89 @@ class TCPJSONServerFactory(ServerFactory):
 
     def _stop_timers(self) -> None:
         """Leave no delayed call behind when there is nobody left to serve, or to come."""
-        if self._stopped and not self._connections:
-            for deadlines in (self.frame_deadlines, self.write_deadlines, self.handler_deadlines):
+        if self._stopped and not self.connections:
+            for deadlines in (*self.connection_deadlines, self.handler_deadlines):
                 deadlines.stop()
+            self._refusals.stop()
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:  # type: ignore[override]  # no ProtocolFactory of Twisted's own
         connection = Connection(self.clock)
         connection.factory = self
         return connection
 
-    def opened(self, connection: Connection) -> None:
-        """A connection is there; set up its socket."""
-        self._connections += 1
+    def opened(self, connection: Connection) -> ProtocolError | None:
+        """A connection is there: set up its socket, or say why it cannot be taken."""
+        self.connections.add(connection)
         self.stats.connections += 1
+        refusal = GoingAway(retry_after=1) if self.draining else self.admission.enter()
         descriptor = descriptor_of(connection.transport)
-        if not isinstance(descriptor, TCPConnection):
-            return
+        if refusal is not None or not isinstance(descriptor, TCPConnection):
+            return refusal
         handle = descriptor.getHandle()
         if handle.family != socket.AF_UNIX:
             # Answers are written once a read: there is nothing for Nagle's algorithm to gather.
             descriptor.setTcpNoDelay(True)
             descriptor.setTcpKeepAlive(True)
+            for option, value in _KEEPALIVE:
+                handle.setsockopt(socket.IPPROTO_TCP, option, value)
+            handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout)
         for option, size in self._buffers:
             if size is not None:
                 handle.setsockopt(socket.SOL_SOCKET, option, size)
+        return None
 
-    def closed(self, connection: Connection, reason: str) -> None:
-        """A connection is gone; `reason` is a code of section 9."""
-        self._connections -= 1
+    def may_linger(self) -> bool:
+        """Whether a connection that was refused may wait for the peer to close it."""
+        return len(self.connections) - self.admission.admitted <= _LINGERING
+
+    def closed(self, connection: Connection, code: str) -> None:
+        """A connection is gone; `code` is one of section 9."""
+        self.connections.discard(connection)
+        if connection.turned_away:
+            self._refusals.note(code)
+        else:
+            self._remember(connection, code)
+        self.stats.disconnects[code] += 1
         self._stop_timers()
-        self.stats.disconnects[reason] += 1
+        if self.draining and not self.connections:
+            self._end_drain()
+
+    def _remember(self, connection: Connection, code: str) -> None:
+        """Keep, and log, what there is to say of a connection that was."""
+        age = self.clock.seconds() - connection.opened
+        self.stats.closed.append(
+            ClosedConnection(
+                connection.client_id,
+                connection.user,
+                code,
+                age,
+                connection.bytes_in,
+                connection.bytes_out,
+            )
+        )
         log.info(
-            "disconnected {client} reason={reason} seconds={seconds:.3f} messages_in={messages_in}"
+            "disconnected {client}{user} reason={code} seconds={seconds:.3f} messages_in={messages_in}"
             " messages_out={messages_out} bytes_in={bytes_in} bytes_out={bytes_out}",
             client=connection.client_id,
-            reason=reason,
-            seconds=self.clock.seconds() - connection.opened,
+            user=_user(connection),
+            code=code,
+            seconds=age,
             messages_in=connection.messages_in,
             messages_out=connection.messages_out,
             bytes_in=connection.bytes_in,
             bytes_out=connection.bytes_out,
         )
 
-    def welcome(self, client_id: str) -> bytes:
-        """The payload of `welcome` (section 4)."""
+    def welcome(self, client_id: str, mechanisms: tuple[str, ...]) -> bytes:
+        """The payload of `welcome` (section 4); `mechanisms`: of section 6, empty when none is asked for."""
         welcome = Welcome(
             client_id=client_id,
             message="Welcome to the tcpjson server",
             server=f"tcpjson/{__version__}",
             max_length=self.limits.max_length,
-            limits=self.limits.announced(),
+            limits=self.limits.announced(auth=bool(mechanisms)),
+            heartbeat=self.limits.heartbeat,
+            auth=mechanisms,
         )
         return encode_message(welcome, self.timestamps.now())
 
@@ -164,7 +263,17 @@ class TCPJSONServerFactory(ServerFactory):
         self.clients.add(connection)
         self.stats.peak_clients = max(self.stats.peak_clients, len(self.clients))
         log.info(
-            "connected {client} clients={clients}", client=connection.client_id, clients=len(self.clients)
+            "connected {client}{user} clients={clients}",
+            client=connection.client_id,
+            user=_user(connection),
+            clients=len(self.clients),
+        )
+
+    def login_failed(self, connection: Connection, mechanism: str) -> None:
+        """Somebody did not prove who it is; `mechanism` is one of section 6."""
+        self.stats.failed_logins += 1
+        log.warn(
+            "login failed {client} mechanism={mechanism}", client=connection.client_id, mechanism=mechanism
         )
 
     def leave(self, connection: Connection) -> None:
@@ -231,3 +340,54 @@ class TCPJSONServerFactory(ServerFactory):
             current_time=self.timestamps.now(),
             details=self.stats.details(now),
         )
+
+    # The shutdown.
+
+    def drain(self) -> Deferred[None]:
+        """
+        End all connections in order (section 11), once nothing listens any more. After the grace period
+        what is left is aborted. Fires when no connection is left.
+        """
+        drained = self._drained = Deferred[None]()
+        self.draining = True
+        self._drain_until = self.clock.seconds() + self.limits.grace
+        connections = list(self.connections)
+        # They are told to come back one after the other, and not in the order in which they came.
+        self._shuffle(connections)
+        least, most = _SPREAD
+        spread = min(most, max(least, len(connections) / _RETURNS))
+        for index, connection in enumerate(connections):
+            connection.go_away(round(1 + spread * index / len(connections), 1))
+        self._drain_calls = [
+            self.clock.callLater(min(_FAREWELL, self.limits.grace), self._finish_leaving),
+            self.clock.callLater(self.limits.grace, self.abort),
+        ]
+        if not self.connections:
+            self._end_drain()
+        return drained
+
+    def _finish_leaving(self) -> None:
+        for connection in tuple(self.connections):
+            connection.finish_leaving()
+
+    def abort(self) -> None:
+        """Abort all connections: they had their time to end."""
+        for connection in tuple(self.connections):
+            connection.abort(GoingAway.code)
+
+    def grace_left(self) -> float:
+        """Seconds that a shutdown may still take."""
+        return self._drain_until - self.clock.seconds()
+
+    def _end_drain(self) -> None:
+        for call in self._drain_calls:
+            if call.active():
+                call.cancel()
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.callback(None)
+
+
+def _user(connection: Connection) -> str:
+    """Who a connection has authenticated as, for a line of the log, which it stays whatever a name holds."""
+    return "" if connection.user is None else f" user={ascii(connection.user)[:_NAME_LENGTH]}"

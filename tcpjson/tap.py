@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twisted.application.service import Service
-from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import Deferred, DeferredList
+import msgspec
+from twisted.cred import strcred
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.threadpool import ThreadPool
 
 from tcpjson._version import __version__
-from tcpjson.connection import client_id_of
-from tcpjson.core.limits import Limits
-from tcpjson.proxied import HeaderFirst, ProxiedEndpoint
+from tcpjson.auth import SUPPORTED, Authenticator
+from tcpjson.core.limits import RATE_POLICIES, Limits
+from tcpjson.fairqueue import FairQueue
+from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.server import TCPJSONServerFactory
+from tcpjson.service import ServerService, fail, reason_of
+from tcpjson.tls import ServerTLS, split_tls, tls_endpoint
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-    from twisted.python.failure import Failure
+    from twisted.internet.interfaces import IStreamServerEndpoint
 
 log = Logger()
 
@@ -32,9 +37,14 @@ DEFAULT_PORT = "tcp:9999:interface=127.0.0.1"
 
 # Connections that the system completes while we are busy: enough for all clients of a server that restarts.
 _BACKLOG = 4096
-_TAKE_BACKLOG = frozenset({"tcp", "tcp6", "ssl", "unix"})
+_TAKE_BACKLOG = frozenset({"tcp", "tcp6", "unix"})
 
 _DEFAULTS = Limits()
+
+# Files that are not clients: what listens, logs, and connections that are refused.
+_RESERVED_FILES = 64
+# Threads that hash passwords: half of the processors are left for all else.
+_HASHERS = max(1, (os.cpu_count() or 1) // 2)
 
 
 def _bytes(text: str) -> int:
@@ -56,8 +66,32 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        raise ValueError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
+def _rate(text: str) -> tuple[float, float | None]:
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(?::([0-9]{1,12}))?", text)
+    if not match or float(match[1]) == 0 or (match[2] and int(match[2]) == 0):
+        raise ValueError(f"{text!r} must be a number greater than 0, or two with a colon between, as 100:500")
+    return float(match[1]), None if match[2] is None else float(match[2])
+
+
+def _policy(text: str) -> str:
+    if text not in RATE_POLICIES:
+        raise ValueError(f"{text!r} must be one of {', '.join(RATE_POLICIES)}")
+    return text
+
+
+def _or_off(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser for which 0 is None: switched off."""
+    return lambda text: None if text == "0" else parse(text)
+
+
 def _parameter(
-    name: str, help_text: str, parse: Callable[[str], Any], default: float | None = None
+    name: str, help_text: str, parse: Callable[[str], Any], default: float | str | None = None
 ) -> list[Any]:
     """A row of `optParameters` whose errors name the option."""
 
@@ -70,13 +104,18 @@ def _parameter(
     return [name, None, default, help_text, coerce]
 
 
-class Options(usage.Options):
+class Options(usage.Options, strcred.AuthOptionMixin):
     """The command line of `twistd tcpjson`."""
 
     synopsis = "[options]"
     longdesc = "Serves JSON messages, each behind a 4-byte length, over TCP, TLS or Unix sockets."
 
-    optFlags = [["strict", None, "Refuse plain text and message types that nobody handles."]]
+    supportedInterfaces = SUPPORTED
+
+    optFlags = [
+        ["strict", None, "Refuse plain text and message types that nobody handles."],
+        ["allow-plain-auth", None, "Take passwords and tokens on ports without TLS, too."],
+    ]
     optParameters = [
         _parameter(
             "max-length",
@@ -100,6 +139,63 @@ class Options(usage.Options):
         _parameter(
             "handler-timeout", "How long a handler may take, in seconds.", _seconds, _DEFAULTS.handler_timeout
         ),
+        _parameter(
+            "auth-timeout",
+            "How long a client may take to log in, TLS handshake and PROXY header included, in seconds.",
+            _seconds,
+            _DEFAULTS.auth_timeout,
+        ),
+        _parameter(
+            "idle-timeout",
+            "How long a client may neither send nor take anything, in seconds. [default: for ever]",
+            _or_off(_seconds),
+        ),
+        _parameter(
+            "heartbeat",
+            "How long a client that wants pings may be silent before it gets one, in seconds; 0: no pings.",
+            _or_off(_seconds),
+            _DEFAULTS.heartbeat,
+        ),
+        _parameter(
+            "max-connections",
+            "How many connections there may be. [default: what the limit of open files allows, less 64]",
+            _count,
+        ),
+        _parameter(
+            "max-connections-per-ip",
+            "How many connections there may be from one IPv4 address, or IPv6 /64 network. [default: any]",
+            _or_off(_count),
+        ),
+        _parameter(
+            "rate",
+            "How many messages a second a client may send, and after a colon, how many at once after a pause"
+            " (as many as in a second if left out). [default: any number]",
+            _or_off(_rate),
+        ),
+        _parameter(
+            "byte-rate",
+            "How many bytes a second a client may send, and after a colon, how many at once after a pause."
+            " [default: any number]",
+            _or_off(_rate),
+        ),
+        _parameter(
+            "rate-policy",
+            "What a client that sends more meets: throttle (it is read slower), close, or observe (count).",
+            _policy,
+            _DEFAULTS.rate_policy,
+        ),
+        _parameter(
+            "grace",
+            "How long the clients may take when the server ends, in seconds.",
+            _seconds,
+            _DEFAULTS.grace,
+        ),
+        [
+            "client-ca",
+            None,
+            None,
+            "Demand of clients on TLS ports a certificate of an authority in this file.",
+        ],
         _parameter("send-buffer", "The sockets' send buffers, in bytes; the system's by default.", _buffer),
         _parameter(
             "receive-buffer", "The sockets' receive buffers, in bytes; the system's by default.", _buffer
@@ -109,6 +205,7 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self["ports"] = []
+        self["auth"] = []
 
     def opt_port(self, endpoint: str) -> None:
         """
@@ -132,151 +229,203 @@ class Options(usage.Options):
         except usage.UsageError as error:
             fail(str(error).replace("Parameter type enforcement failed: ", ""))
 
-    def postOptions(self) -> None:
+    def opt_auth(self, description: str) -> None:
+        """
+        Who may be a client: scram:FILE or token:FILE, which python -m tcpjson.passwd writes, or another kind
+        that --help-auth lists. Repeatable.
+        """
+        name = description.partition(":")[0]
+        # An error must not show what stands behind the name: it can be a password.
         try:
-            self["limits"] = Limits(**{name: self[name.replace("_", "-")] for name in _OPTIONAL_LIMITS})
+            self.addChecker(strcred.makeChecker(description))
+        except strcred.InvalidAuthType:
+            raise usage.UsageError(f"--auth {name}: there is no such kind; --help-auth lists them") from None
+        except strcred.UnsupportedInterfaces:
+            raise usage.UsageError(f"--auth {name}: it knows neither passwords nor tokens") from None
+        except strcred.InvalidAuthArgumentString as error:
+            reason = reason_of(error).removeprefix(f"--auth {name}:").strip()
+            raise usage.UsageError(f"--auth {name}: {reason}") from None
+        except Exception as error:
+            raise usage.UsageError(f"--auth {name}: {type(error).__name__}") from None
+        self["auth"].append(name)
+
+    def postOptions(self) -> None:
+        rates = {}
+        for option, unit in (("rate", "message"), ("byte-rate", "byte")):
+            rates[f"{unit}s_per_second"], rates[f"{unit}_burst"] = self[option] or (None, None)
+        try:
+            self["limits"] = Limits(
+                **{name: self[name.replace("_", "-")] for name in _OPTIONAL_LIMITS}, **rates
+            )
         except ValueError as error:
             raise usage.UsageError(f"--{str(error).replace('_', '-')}") from None
 
 
-_OPTIONAL_LIMITS = ("max_length", "max_queue", "write_timeout", "frame_timeout", "handler_timeout")
+_OPTIONAL_LIMITS = (
+    "max_length",
+    "max_queue",
+    "write_timeout",
+    "frame_timeout",
+    "handler_timeout",
+    "auth_timeout",
+    "idle_timeout",
+    "heartbeat",
+    "max_connections",
+    "max_connections_per_ip",
+    "rate_policy",
+    "grace",
+)
 
 
-class Refusal(SystemExit, Exception):
+class Port:
     """
-    Ends the program with one line and status 1. An `Exception`, too: twistd then removes its pid file, and
-    tells the terminal that waits for a server in the background.
+    What a `--port` asks for.
+
+    Args:
+        description: the value of the option.
+        endpoint: listens there.
+        tls: its certificates; None without TLS.
+        confidential: whether nobody between reads what is sent: TLS or a Unix socket.
     """
 
+    def __init__(
+        self,
+        description: str,
+        endpoint: IStreamServerEndpoint,
+        tls: ServerTLS | None,
+        confidential: bool,
+    ) -> None:
+        self.description = description
+        self.endpoint = endpoint
+        self.tls = tls
+        self.confidential = confidential
 
-def fail(reason: str) -> None:
-    """Refuse to start."""
-    raise Refusal(f"tcpjson: {reason}")
+
+def _kind_of(description: str) -> tuple[str, str]:
+    """The kind of an endpoint, and its description with the kind as we write it: Twisted takes `TCP:` too."""
+    kind, colon, rest = description.partition(":")
+    return kind.lower(), f"{kind.lower()}{colon}{rest}"
 
 
-def endpoint_from(description: str, reactor: object) -> IStreamServerEndpoint:
+def port_from(description: str, reactor: object, client_ca: str | None = None) -> Port:
     """
     The endpoint of a `--port`, with a backlog of 4,096 unless it names one.
 
     Raises:
-        Exception: whatever Twisted's parsers of endpoint strings raise.
+        Exception: whatever Twisted's parsers of endpoint strings raise; `ValueError` for certificates.
     """
-    kind, _, rest = description.partition(":")
-    if kind == "haproxy" and rest.startswith("ssl:"):
-        return endpoint_from(rest, HeaderFirst(reactor))
-    if kind == "haproxy":
-        return ProxiedEndpoint(endpoint_from(rest, reactor))
-    if kind in _TAKE_BACKLOG and not re.search(r"(?<!\\):backlog=", description):
-        description += f":backlog={_BACKLOG}"
-    endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-    return endpoint
+    kind, below = _kind_of(description)
+    proxied = kind == "haproxy"
+    if proxied:
+        kind, below = _kind_of(below.partition(":")[2])
+    tls = None
+    if kind in ("ssl", "tls"):
+        below, tls = split_tls(below, client_ca)
+        kind, below = _kind_of(below)
+    if kind in _TAKE_BACKLOG and not re.search(r"(?<!\\):backlog=", below):
+        below += f":backlog={_BACKLOG}"
+    endpoint: IStreamServerEndpoint = serverFromString(reactor, below)
+    if proxied:
+        endpoint = ProxiedEndpoint(endpoint)
+    if tls is not None:
+        endpoint = tls_endpoint(tls, endpoint)
+    local = kind == "unix" or (kind == "systemd" and "domain=UNIX" in below.split(":"))
+    return Port(description, endpoint, tls, tls is not None or (local and not proxied))
 
 
-def raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: each client is one."""
+def open_port(description: str, reactor: object, client_ca: str | None) -> Port:
+    """The port of a `--port`; refuses to start when there can be none."""
+    try:
+        return port_from(description, reactor, client_ca)
+    except Exception as error:
+        hint = f" (did you mean tcp:{description}?)" if description.isdecimal() else ""
+        fail(f"--port {description}: {reason_of(error)}{hint}")
+
+
+def raise_file_limit() -> int:
+    """Allow as many open files as the system lets us: each client is one. Returns how many may be open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:
             log.warn("the limit of open files stays at {soft}: {error}", soft=soft, error=error)
+        else:
+            return hard
+    return soft
 
 
-class ServerService(Service):
-    """
-    Listens on all endpoints or on none.
-
-    Args:
-        endpoints: each with the `--port` it came from.
-        factory: the server.
-    """
-
-    def __init__(
-        self, endpoints: Sequence[tuple[str, IStreamServerEndpoint]], factory: TCPJSONServerFactory
-    ) -> None:
-        self.factory = factory
-        self._endpoints = endpoints
-        self._ports: list[IListeningPort] = []
-
-    def privilegedStartService(self) -> None:
-        super().privilegedStartService()
-        self._listen()
-
-    def startService(self) -> None:
-        super().startService()
-        # twistd has listened already, while it had the right to; other runners start here.
-        if not self._ports:
-            self._listen()
-
-    def _listen(self) -> None:
-        for description, endpoint in self._endpoints:
-            listening = endpoint.listen(self.factory)
-            listening.addCallback(self._listens)
-            listening.addErrback(self._cannot_listen, description)
-            failures: list[Failure] = []
-            listening.addErrback(failures.append)
-            if failures:
-                # Out of here, twistd ends with the line and nothing has been served.
-                failures[0].raiseException()
-
-    def _listens(self, port: IListeningPort) -> None:
-        self._ports.append(port)
-        address = port.getHost()
-        where = address.name if isinstance(address, UNIXAddress) else client_id_of(address)
-        if isinstance(where, bytes):
-            where = where.decode(errors="replace")
-        log.info("listening on {where}", where=where)
-
-    def _cannot_listen(self, failure: Failure, description: str) -> None:
-        from twisted.internet import reactor
-
-        for port in self._ports:
-            port.stopListening()
-        # A Unix socket's file goes in the next turn of the reactor, which is not to run.
-        reactor.iterate(0)
-        fail(f"cannot listen on {description}: {_reason(failure.value)}")
-
-    def stopService(self) -> Deferred[Any]:
-        super().stopService()
-        ports, self._ports = self._ports, []
-        return DeferredList([Deferred.fromCoroutine(_stop(port)) for port in ports])
+def allowed_connections(files: int) -> int | None:
+    """How many connections so many open files allow; None for any number."""
+    return None if files == resource.RLIM_INFINITY else max(1, files - _RESERVED_FILES)
 
 
-async def _stop(port: IListeningPort) -> None:
-    stopped = port.stopListening()
-    if stopped is not None:
-        await stopped
+def authenticator_of(options: Options, queue: FairQueue, reactor: Any) -> Authenticator | None:
+    """Who checks the clients, None where nobody does."""
+    checkers = options.get("credCheckers", [])
+    if not checkers:
+        return None
+    return Authenticator(checkers, reactor, queue.run, allow_plain=bool(options["allow-plain-auth"]))
 
 
-def _reason(error: BaseException | None) -> str:
-    """An error in one line."""
-    socket_error = getattr(error, "socketError", None)
-    text = str(socket_error or error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+def check_protection(ports: Sequence[Port], authenticator: Authenticator | None, options: Options) -> None:
+    """Refuse to start with what would be no protection."""
+    if options["client-ca"] and all(port.tls is None for port in ports):
+        fail("--client-ca: no --port has TLS")
+    for port in ports:
+        if port.confidential:
+            continue
+        if authenticator is None:
+            if options["client-ca"]:
+                fail(
+                    f"--client-ca: --port {port.description} is in the clear and asks nobody; give --auth too"
+                )
+            continue
+        for name, checker in zip(options["auth"], options["credCheckers"], strict=True):
+            if not authenticator.usable(checker, confidential=False):
+                fail(
+                    f"--auth {name}: --port {port.description} is in the clear, and secrets would be too; use"
+                    " TLS, or scram, or --allow-plain-auth"
+                )
 
 
 def makeService(options: Options) -> ServerService:
     """The service of `twistd tcpjson`."""
-    from twisted.internet import reactor
+    from twisted.internet import reactor as installed
 
+    # What Twisted gives as the reactor depends on the system.
+    reactor: Any = installed
     # Twisted's timers go by the time of day; ours must not stand still, or all fire, when that is set.
-    reactor.seconds = time.monotonic  # type: ignore[method-assign]  # see above
-    raise_file_limit()
-    endpoints = []
-    for description in options["ports"] or [DEFAULT_PORT]:
-        try:
-            endpoints.append((description, endpoint_from(description, reactor)))
-        except Exception as error:
-            hint = f" (did you mean tcp:{description}?)" if description.isdecimal() else ""
-            fail(f"--port {description}: {_reason(error)}{hint}")
+    reactor.seconds = time.monotonic
     limits: Limits = options["limits"]
+    allowed = allowed_connections(raise_file_limit())
+    if limits.max_connections is None:
+        limits = msgspec.structs.replace(limits, max_connections=allowed)
+    elif allowed is not None and limits.max_connections > allowed:
+        fail(f"--max-connections: the limit of open files allows {allowed}, not {limits.max_connections}")
     if limits.max_queue < limits.max_length:
         log.warn("--max-queue is less than --max-length: one long message can fill a client's queue")
+    ports = [open_port(port, reactor, options["client-ca"]) for port in options["ports"] or [DEFAULT_PORT]]
+    pool = ThreadPool(0, _HASHERS, "passwords")
+    queue = FairQueue(lambda function: deferToThreadPool(reactor, pool, function), _HASHERS)
+    authenticator = authenticator_of(options, queue, reactor)
+    check_protection(ports, authenticator, options)
     factory = TCPJSONServerFactory(
         reactor,
         limits=limits,
         strict=bool(options["strict"]),
+        authenticator=authenticator,
         send_buffer=options["send-buffer"],
         receive_buffer=options["receive-buffer"],
     )
-    return ServerService(endpoints, factory)
+    return ServerService(
+        [(port.description, port.endpoint) for port in ports],
+        factory,
+        tls=[(port.description, port.tls) for port in ports if port.tls is not None],
+        pool=None if authenticator is None else pool,
+        # Twisted, when it begins to run, puts in place handlers that know of no second signal.
+        on_signal=lambda number, function: reactor.callWhenRunning(
+            signal.signal, number, lambda *_: reactor.callFromThread(function)
+        ),
+        stop=lambda number: (reactor.sigTerm if number == signal.SIGTERM else reactor.sigInt)(number),
+    )

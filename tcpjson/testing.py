@@ -15,12 +15,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from tcpjson.auth import Authenticator
 from tcpjson.connection import Connection
 from tcpjson.core.framing import FrameReader, frame
 from tcpjson.core.limits import LARGEST_FRAME, Limits
@@ -37,18 +40,35 @@ class MemoryServer:
 
     Args:
         limits, routers (a list), strict: as `TCPJSONServerFactory` takes them.
+        checkers: of `twisted.cred`, or made by `tcpjson.auth`; with any, clients must authenticate, and may
+            send passwords and tokens as they are.
     """
 
     def __init__(
-        self, *, limits: Limits | None = None, routers: Sequence[Router] = (), strict: bool = False
+        self,
+        *,
+        limits: Limits | None = None,
+        routers: Sequence[Router] = (),
+        strict: bool = False,
+        checkers: Sequence[ICredentialsChecker] = (),
     ) -> None:
         self.clock = Clock()
+        authenticator = None
+        if checkers:
+            authenticator = Authenticator(
+                checkers,
+                self.clock,
+                lambda key, function, *args: maybeDeferred(function, *args),
+                allow_plain=True,
+            )
         self.factory = TCPJSONServerFactory(
             self.clock,
             limits=limits,
             routers=routers,
             strict=strict,
+            authenticator=authenticator,
             wall=lambda: START + self.clock.seconds(),
+            shuffle=lambda connections: None,
         )
         self.factory.doStart()
         self._ports = iter(range(50000, 65536))

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,13 +124,16 @@ def certificates() -> Certificates:
     return Certificates()
 
 
-def command(*arguments: str, soft_files: int | None = None) -> tuple[list[str], dict[str, str]]:
+def command(
+    *arguments: str, soft_files: int | None = None, files: int | None = None
+) -> tuple[list[str], dict[str, str]]:
     """
     How to run twistd with arguments: the command and its environment.
 
     Args:
         arguments: those of twistd.
         soft_files: the soft limit of open files that it shall start with.
+        files: the limit of open files, which it cannot raise.
     """
     environment = dict(os.environ)
     root = Path(tcpjson.__file__).resolve().parent.parent
@@ -138,8 +142,9 @@ def command(*arguments: str, soft_files: int | None = None) -> tuple[list[str], 
         others = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
         environment["PYTHONPATH"] = os.pathsep.join([str(root), *others])
     words = [sys.executable, "-c", _TWISTD, *arguments]
-    if soft_files is not None:
-        words = ["/bin/sh", "-c", f'ulimit -S -n {soft_files} && exec "$@"', "sh", *words]
+    for option, count in (("-S -n", soft_files), ("-n", files)):
+        if count is not None:
+            words = ["/bin/sh", "-c", f'ulimit {option} {count} && exec "$@"', "sh", *words]
     return words, environment
 
 
@@ -150,17 +155,23 @@ class Server:
     Args:
         options: those of tcpjson.
         ports: the values of `--port`; none of them leaves it to the default.
-        soft_files: the soft limit of open files that it starts with.
+        soft_files, files: the limits of open files that it starts with, as of `command`.
 
     Raises:
         AssertionError: it ended, or did not listen in time; the message holds what it printed.
     """
 
     def __init__(
-        self, *options: str, ports: Iterable[str] = (LOOPBACK,), soft_files: int | None = None
+        self,
+        *options: str,
+        ports: Iterable[str] = (LOOPBACK,),
+        soft_files: int | None = None,
+        files: int | None = None,
     ) -> None:
         given = [word for port in ports for word in ("--port", port)]
-        words, environment = command("-n", "--pidfile=", "tcpjson", *given, *options, soft_files=soft_files)
+        words, environment = command(
+            "-n", "--pidfile=", "tcpjson", *given, *options, soft_files=soft_files, files=files
+        )
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -233,6 +244,23 @@ class Server:
         match = self.wait_for(rf"\] disconnected {re.escape(client_id)} (.*)$", since=since)[0]
         return dict(part.split("=", 1) for part in match[1].split())
 
+    def refusals(self) -> list[Counter[str]]:
+        """How many connections were refused at once, by their codes, for each line that tells of some."""
+        lines = [line.partition("] refused connections: ")[2] for line in self.log]
+        return [
+            Counter({code: int(count) for code, count in (part.split("=") for part in line.split())})
+            for line in lines
+            if line
+        ]
+
+    def reasons(self) -> Counter[str]:
+        """How many connections have ended, by the codes that the log gives."""
+        counts = sum(self.refusals(), Counter[str]())
+        for line in self.log:
+            if match := re.search(r"\] disconnected \S+ (?:user=.* )?reason=(\S+) seconds=", line):
+                counts[match[1]] += 1
+        return counts
+
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the first endpoint."""
@@ -243,6 +271,13 @@ class Server:
         host, _, port = self.addresses[index].rpartition(":")
         return host.strip("[]"), int(port)
 
+    def _proc(self, name: str) -> Path:
+        """A file or folder of /proc that tells of it; skips the test where there is none."""
+        path = Path(f"/proc/{self.process.pid}/{name}")
+        if not path.exists():
+            raise SkipTest("needs /proc")
+        return path
+
     def resident(self) -> int:
         """
         Its resident memory, in bytes.
@@ -250,13 +285,30 @@ class Server:
         Raises:
             SkipTest: the system does not say.
         """
-        try:
-            text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii", errors="replace")
-        except FileNotFoundError:
-            raise SkipTest("needs /proc") from None
+        text = self._proc("status").read_text(encoding="ascii", errors="replace")
         match = re.search(r"^VmRSS:\s*(\d+) kB", text, re.MULTILINE)
         assert match is not None
         return int(match[1]) * 1024
+
+    def cpu(self) -> float:
+        """
+        The CPU time that it has used, in seconds, to 10 ms.
+
+        Raises:
+            SkipTest: the system does not say.
+        """
+        # The second field is the name, in parentheses; utime and stime are the 14th and the 15th.
+        fields = self._proc("stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def open_files(self) -> int:
+        """
+        How many files it has open, sockets among them.
+
+        Raises:
+            SkipTest: the system does not say.
+        """
+        return len(os.listdir(self._proc("fd")))
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -435,6 +487,19 @@ class Peer:
             except Ended:
                 return
 
+    def ending(self) -> Message:
+        """
+        The fatal error that comes now, and behind it the end, in order.
+
+        Raises:
+            AssertionError: something else came.
+            Ended: the connection was reset, or ended before.
+        """
+        error, rest = self.receive(), self.rest()
+        if (error["type"], error.get("fatal"), rest) != ("error", True, []):
+            raise AssertionError(f"no fatal error and the end: {[error, *rest]}")
+        return error
+
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()
@@ -512,10 +577,15 @@ class ServerTestCase(SynchronousTestCase):
         return server
 
     def start(
-        self, *options: str, ports: Iterable[str] | None = None, soft_files: int | None = None
+        self,
+        *options: str,
+        ports: Iterable[str] | None = None,
+        soft_files: int | None = None,
+        files: int | None = None,
     ) -> Server:
         """Start a server for this test alone."""
-        server = Server(*options, ports=[self.port] if ports is None else ports, soft_files=soft_files)
+        ports = [self.port] if ports is None else ports
+        server = Server(*options, ports=ports, soft_files=soft_files, files=files)
         self.addCleanup(server.stop)
         self.servers.append((server, 0))
         return server
@@ -524,11 +594,21 @@ class ServerTestCase(SynchronousTestCase):
         self,
         server: Server,
         *,
+        index: int = 0,
+        source: str | None = None,
         receive_buffer: int | None = None,
         send_buffer: int | None = None,
     ) -> socket.socket:
-        """A bare TCP connection to a server, closed at the end of the test."""
-        host, number = server.address
+        """
+        A bare TCP connection to a server, closed at the end of the test.
+
+        Args:
+            server: where to.
+            index: to which of its endpoints.
+            source: the address that it comes from.
+            receive_buffer, send_buffer: sizes of its socket's buffers in bytes; the system's when None.
+        """
+        host, number = server.tcp_address(index)
         connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.addCleanup(connection.close)
         # Before the connection: the window that a peer is told grows with it.
@@ -537,6 +617,8 @@ class ServerTestCase(SynchronousTestCase):
         if send_buffer is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         connection.settimeout(TIMEOUT)
+        if source is not None:
+            connection.bind((source, 0))
         connection.connect((host, number))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
@@ -545,6 +627,8 @@ class ServerTestCase(SynchronousTestCase):
         self,
         server: Server | None = None,
         *,
+        index: int = 0,
+        source: str | None = None,
         receive_buffer: int | None = None,
         send_buffer: int | None = None,
         greet: bool = True,
@@ -554,10 +638,16 @@ class ServerTestCase(SynchronousTestCase):
 
         Args:
             server: the shared one when left out.
-            receive_buffer, send_buffer: sizes of its socket's buffers in bytes; the system's when None.
+            index, source, receive_buffer, send_buffer: as of `dial`.
             greet: read `welcome`.
         """
-        connection = self.dial(server or self.server, receive_buffer=receive_buffer, send_buffer=send_buffer)
+        connection = self.dial(
+            server or self.server,
+            index=index,
+            source=source,
+            receive_buffer=receive_buffer,
+            send_buffer=send_buffer,
+        )
         if self.tls:
             connection = certificates().client.wrap_socket(connection, server_hostname="127.0.0.1")
             self.addCleanup(connection.close)
@@ -574,6 +664,38 @@ class ServerTestCase(SynchronousTestCase):
         """`disconnects` of the shared server. Ports come again: what earlier tests did does not count."""
         server = self.server
         return server.disconnects(client_id, next(start for known, start in self.servers if known is server))
+
+    def ends_as(self, code: str, peer: Peer, server: Server, witness: Peer) -> Message:
+        """
+        See that a client's end has one code: in the error that is the last it gets, in the log, in the
+        statistics.
+
+        Returns:
+            The error.
+        """
+        *_, error = peer.rest()
+        self.assertEqual((error["type"], error.get("code"), error.get("fatal")), ("error", code, True))
+        peer.close()
+        self.assertEqual(server.disconnects(peer.client_id)["reason"], code)
+        self.same_reasons(server, witness)
+        return error
+
+    def same_reasons(self, server: Server, witness: Peer, expected: dict[str, int] | None = None) -> None:
+        """
+        See that the statistics tell the same of all ends as the log, where a refusal comes late; and that it
+        is what is expected.
+        """
+        found: dict[str, int] = {}
+
+        def same() -> bool:
+            found.clear()
+            found.update(witness.stats()["details"]["disconnects"])
+            return found == server.reasons() and expected in (None, found)
+
+        try:
+            until(same, "statistics and log tell the same", 5)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {found}, {server.reasons()}, {expected}") from None
 
     def alone(self, peer: Peer, others: int = 0) -> None:
         """Wait until the server counts no clients but this one and so many others."""

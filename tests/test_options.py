@@ -58,6 +58,10 @@ def serve(*options: str) -> Program:
     return Program("-n", "--pidfile=", "tcpjson", *options)
 
 
+# Options for which 0 means off.
+OFF = ("--idle-timeout", "--heartbeat", "--max-connections-per-ip", "--rate", "--byte-rate")
+
+
 class RefusalTests(ServerTestCase):
     """What cannot be served ends with one clear line and a status other than 0."""
 
@@ -94,13 +98,33 @@ class RefusalTests(ServerTestCase):
     def test_each_bad_number(self) -> None:
         """Not in processes of their own: there are many."""
         sizes = ("--max-length", "--max-queue", "--send-buffer", "--receive-buffer")
-        times = ("--write-timeout", "--frame-timeout", "--handler-timeout")
+        times = ("--write-timeout", "--frame-timeout", "--handler-timeout", "--auth-timeout", "--grace")
+        counts = ("--max-connections", "--max-connections-per-ip")
+        rates = ("--rate", "--byte-rate")
         cases = [(name, value) for name in sizes for value in ("x", "0", "-1", "1.5", "1e3", "", "9" * 30)]
         cases += [(name, value) for name in times for value in ("x", "0", "-1", "nan", "inf", "")]
-        cases.append(("--max-length", str(256 * 1024 * 1024 + 1)))
+        # Where 0 means off.
+        cases += [(name, value) for name in OFF[:2] for value in ("x", "-1", "nan", "inf", "", "0.0")]
+        cases += [(name, value) for name in counts for value in ("x", "-1", "1.5", "1e3", "", "9" * 30)]
+        cases += [
+            (name, value)
+            for name in rates
+            for value in ("x", "-1", "0:5", "5:0", "5:", ":5", "5:1.5", "1:2:3", "nan", "inf", "")
+        ]
+        cases += [("--rate-policy", value) for value in ("", "x", "Throttle")]
+        cases += [("--max-connections", "0"), ("--max-length", str(256 * 1024 * 1024 + 1))]
         for case in cases:
             error = self.assertRaises(SystemExit, Options().parseOptions, case)
-            self.assertRegex(str(error), rf"\Atcpjson: .*{case[0]}.*\Z")
+            self.assertRegex(str(error), rf"\Atcpjson: .*{case[0]}(:| must be ).*\Z")
+
+    def test_more_connections_than_files(self) -> None:
+        words, environment = command("-n", "--pidfile=", "tcpjson", "--max-connections", "193", files=256)
+        ended = subprocess.run(
+            words, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        self.assertNotEqual(ended.returncode, 0)
+        [line] = [line for line in (ended.stdout + ended.stderr).splitlines() if "tcpjson: " in line]
+        self.assertRegex(line, "--max-connections: .*192")
 
     def test_bad_endpoints(self) -> None:
         """Though another one is good."""
@@ -139,7 +163,8 @@ class RefusalTests(ServerTestCase):
             )
         self.assertEqual(ended.returncode, 1, ended)
         self.assertIn("cannot listen on ", ended.stdout + ended.stderr)
-        self.assertFalse((place / "twistd.pid").exists())
+        # The terminal is told before.
+        until(lambda: not (place / "twistd.pid").exists(), "no pid file")
 
     def test_one_good_port_and_one_taken(self) -> None:
         """All or nothing."""
@@ -166,6 +191,14 @@ class HelpTests(ServerTestCase):
         for name in [*names, "port", "version", "help"]:
             self.assertRegex(output, rf"(?m)^\s+(-\w, )?--{name}\b")
         self.assertIn("tcp:9999:interface=127.0.0.1", output)
+        # A default each, or what is done without.
+        text = " ".join(output.split())
+        for name, _, default, help_text, *_ in Options.optParameters:
+            if default is not None:
+                self.assertIn(f"{help_text} [default: {default}]", text)
+            else:
+                self.assertRegex(help_text, r"default|Demand", name)
+                self.assertIn(help_text, text)
 
 
 class PortTests(ServerTestCase):
@@ -243,6 +276,35 @@ class PortTests(ServerTestCase):
 
 class OptionTests(ServerTestCase):
     """What the options do; those of limits have test modules of their own."""
+
+    def test_limits(self) -> None:
+        """Not in processes of their own."""
+        options = Options()
+        text = (
+            "--max-connections=5 --max-connections-per-ip=3 --rate=2.5 --byte-rate=1000:50"
+            " --rate-policy=observe --idle-timeout=0.5 --auth-timeout=2 --heartbeat=1 --grace=3"
+        )
+        options.parseOptions(text.split())
+        limits = options["limits"]
+        self.assertEqual((limits.max_connections, limits.max_connections_per_ip), (5, 3))
+        self.assertEqual((limits.messages_per_second, limits.message_burst), (2.5, None))
+        self.assertEqual((limits.bytes_per_second, limits.byte_burst), (1000, 50))
+        self.assertEqual((limits.rate_policy, limits.idle_timeout), ("observe", 0.5))
+        self.assertEqual((limits.auth_timeout, limits.heartbeat, limits.grace), (2, 1, 3))
+
+    def test_off(self) -> None:
+        options = Options()
+        options.parseOptions([f"{name}=0" for name in OFF])
+        limits = options["limits"]
+        self.assertEqual((limits.idle_timeout, limits.heartbeat), (None, None))
+        self.assertEqual((limits.max_connections_per_ip, limits.message_burst), (None, None))
+        self.assertEqual((limits.messages_per_second, limits.bytes_per_second), (None, None))
+        options = Options()
+        options.parseOptions([])
+        limits = options["limits"]
+        self.assertEqual((limits.idle_timeout, limits.heartbeat), (None, 25))
+        self.assertEqual((limits.messages_per_second, limits.bytes_per_second), (None, None))
+        self.assertEqual((limits.rate_policy, limits.auth_timeout, limits.grace), ("throttle", 5, 10))
 
     def test_strict(self) -> None:
         peer = self.connect(self.start("--strict"))
@@ -359,49 +421,3 @@ class LogTests(ServerTestCase):
         self.assertEqual(details["errors"], {"bad_frame": 1})
         self.assertEqual(sum(details["disconnects"].values()), 20)
         self.assertEqual(len([line for line in server.log if " connected " in line]), 21)
-
-
-class EndTests(ServerTestCase):
-    """SIGTERM over TCP."""
-
-    def test_idle(self) -> None:
-        server = self.start()
-        peer = self.connect(server)
-        self.ends(server)
-        self.assertEqual([*peer.until_end()], [])
-
-    def test_stuck_clients_do_not_hold_it_up(self) -> None:
-        """Twenty that do not read, with full buffers and queues, and one that sends on and on."""
-        server = self.start("--send-buffer", "8192")
-        stuck = [self.connect(server, receive_buffer=8192) for _ in range(20)]
-        sender = self.connect(server)
-        for _ in range(20):
-            sender.ask({"type": "broadcast", "content": "x" * 50_000})
-        # A fatal error that cannot be sent, and requests that cannot be answered.
-        stuck[0].write(b"\xff\xff\xff\xff")
-        stuck[1].write_what_fits(encode({"type": "echo", "content": "x" * 1000}) * 5000)
-        stuck[2].write(b"\0\0")
-        self.assertEqual(sender.ask({"type": "ping"})["type"], "pong")
-        self.ends(server)
-
-    def ends(self, server: Server) -> None:
-        """It ends soon after SIGTERM, by that signal, and with nothing bad in its log."""
-        start = time.monotonic()
-        server.process.terminate()
-        self.assertEqual(server.wait(), -signal.SIGTERM)
-        self.assertLess(time.monotonic() - start, 8)
-        self.assertIn("Server Shut Down.", server.log[-1])
-        for word in ("Traceback", "Unhandled", "Error", "error"):
-            self.assertNotIn(word, "\n".join(server.log))
-
-
-class EndProxyTests(EndTests):
-    """Behind a proxy, where bytes pass another layer."""
-
-    proxied = True
-
-
-class EndTLSTests(EndTests):
-    """SIGTERM over TLS."""
-
-    tls = True

@@ -129,8 +129,8 @@ class ProxyTests(ServerTestCase):
         self.assertEqual(peer.receive()["type"], "pong")
 
     def test_no_welcome_before_the_header(self) -> None:
-        """Silence is dropped after `--frame-timeout`, and was no client meanwhile."""
-        server = self.start("--frame-timeout", "1")
+        """Silence is dropped after `--auth-timeout`, and was no client meanwhile."""
+        server = self.start("--auth-timeout", "1")
         silent, half = self.connect(server, greet=False), self.connect(server, greet=False)
         half.write(V1[:20])
         other = self.connect(server, greet=False)
@@ -172,7 +172,7 @@ class ProxyTests(ServerTestCase):
 class ProxyTLSTests(ServerTestCase):
     """`haproxy:ssl:`: as balancers send it, the header stands in the clear, before the handshake."""
 
-    options = ("--frame-timeout", "1")
+    options = ("--auth-timeout", "1")
 
     @property
     def port(self) -> str:

@@ -29,7 +29,8 @@ class ProtocolError(Exception):
     text: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        CODES[cls.code] = cls
+        # An application may derive its own from one of these.
+        CODES.setdefault(cls.code, cls)
 
     def __init__(self, text: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(text or self.text)
@@ -76,15 +77,62 @@ class UnknownType(ProtocolError):
     text = "no such message type"
 
 
+class Unauthenticated(ProtocolError):
+    code = "unauthenticated"
+    text = "authenticate first"
+
+
 class Forbidden(ProtocolError):
     code = "forbidden"
     text = "not allowed"
+
+
+class AuthTimeout(ProtocolError):
+    code = "auth_timeout"
+    fatal = True
+    text = "no authentication in time"
+
+
+class AuthFailed(ProtocolError):
+    code = "auth_failed"
+    fatal = True
+    text = "authentication failed too often"
+
+
+class RateLimited(ProtocolError):
+    code = "rate_limited"
+    fatal = True
+    text = "more than the server's rate"
 
 
 class SlowConsumer(ProtocolError):
     code = "slow_consumer"
     fatal = True
     text = "messages were not read in time"
+
+
+class ServerFull(ProtocolError):
+    code = "server_full"
+    fatal = True
+    text = "the server has no room for another connection"
+
+
+class TooManyConnections(ProtocolError):
+    code = "too_many_connections"
+    fatal = True
+    text = "too many connections from one address"
+
+
+class IdleTimeout(ProtocolError):
+    code = "idle_timeout"
+    fatal = True
+    text = "nothing was sent or taken for too long"
+
+
+class HeartbeatTimeout(ProtocolError):
+    code = "heartbeat_timeout"
+    fatal = True
+    text = "the ping was not answered"
 
 
 class GoingAway(ProtocolError):

@@ -139,6 +139,15 @@ class FrameReader:
         self._needed = PREFIX_LENGTH
         self.begun = self.ready = True
 
+    def count(self) -> int:
+        """How many frames are complete, those that are too long included."""
+        data, position, size = self._data, self._position, len(self._data)
+        count = 0
+        while position + PREFIX_LENGTH <= size:
+            position += PREFIX_LENGTH + int(_unpack_from(data, position)[0])
+            count += position <= size
+        return count
+
     def clear(self) -> None:
         """Forget everything."""
         self._data = b""

@@ -43,8 +43,31 @@ class GetStats(Message, tag="get_stats", gc=False):
     pass
 
 
+class Hello(Message, tag="hello"):
+    """What a client can do (section 5)."""
+
+    client: str = ""
+    heartbeat: bool = False
+    compression: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+
+
 class Auth(Message, tag="auth", gc=False):
-    pass
+    """A step of an authentication (section 6). It is never printed: it holds what must stay secret."""
+
+    #: It may be left out of the answer to a challenge.
+    mechanism: str | UnsetType = UNSET
+    username: str | UnsetType = UNSET
+    password: str | UnsetType = UNSET
+    token: str | UnsetType = UNSET
+    data: str | UnsetType = UNSET
+
+    def __repr__(self) -> str:
+        return "Auth(...)"
+
+
+class HeartbeatPong(Message, tag="pong", gc=False):
+    """The answer to a ping of ours (section 8)."""
 
 
 class Custom(Message, tag=False, gc=False):
@@ -87,6 +110,26 @@ class Welcome(Answer, tag="welcome"):
     auth: tuple[str, ...] = ()
 
 
+class HelloResponse(Answer, tag="hello_response"):
+    compression: str | None = None
+    heartbeat: bool = False
+    features: tuple[str, ...] = ()
+
+
+class AuthChallenge(Answer, tag="auth_challenge", gc=False):
+    data: str
+
+
+class AuthResult(Answer, tag="auth_result", gc=False):
+    status: str
+    user: str | UnsetType = UNSET
+    data: str | UnsetType = UNSET
+
+
+class HeartbeatPing(Answer, tag="ping", gc=False):
+    """The ping of section 8."""
+
+
 class Pong(Answer, tag="pong", gc=False):
     ping_timestamp: Raw
     pong_timestamp: str
@@ -107,6 +150,7 @@ class Relayed(Answer, tag="broadcast", gc=False):
 
     content: Raw
     from_client: str
+    from_user: str | UnsetType = UNSET
 
 
 class ServerStats(Answer, tag="server_stats"):

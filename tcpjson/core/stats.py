@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 
+import msgspec
+
 from tcpjson.core.messages import Message
 
 #: Seconds between two samples, and how many make the last minute.
@@ -12,6 +14,23 @@ SAMPLE_INTERVAL = 5.0
 _SAMPLES = 13
 
 _RATED = ("messages_in", "messages_out", "bytes_in", "bytes_out")
+
+# How many closed connections are remembered.
+_REMEMBERED = 1000
+
+
+class ClosedConnection(msgspec.Struct, frozen=True, gc=False):
+    """A connection that was: who it was, and why it ended."""
+
+    client_id: str
+    #: Who it had authenticated as.
+    user: str | None
+    #: The code of section 9.
+    code: str
+    #: How long it stood, in seconds.
+    age: float
+    bytes_in: int
+    bytes_out: int
 
 
 class Stats:
@@ -38,6 +57,14 @@ class Stats:
         self.kinds: dict[type[Message], int] = dict.fromkeys(kinds, 0)
         self.errors: Counter[str] = Counter()
         self.disconnects: Counter[str] = Counter()
+        #: The last 1,000 connections that closed, the latest at the end. Those that were refused at once, for
+        #: want of room, are counted in `disconnects` alone.
+        self.closed: deque[ClosedConnection] = deque(maxlen=_REMEMBERED)
+        #: Times that a client was found over its rate.
+        self.over_rate = 0
+        self.failed_logins = 0
+        #: Days until the first of the certificates in use ends; None without TLS.
+        self.certificate_days: float | None = None
         self._samples: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=_SAMPLES)
         self.sample(now)
 
@@ -73,6 +100,9 @@ class Stats:
             "deliveries": self.deliveries,
             "connections": self.connections,
             "peak_clients": self.peak_clients,
+            "over_rate": self.over_rate,
+            "failed_logins": self.failed_logins,
+            **({} if self.certificate_days is None else {"certificate_days": self.certificate_days}),
             "errors": dict(self.errors),
             "disconnects": dict(self.disconnects),
             "messages_by_type": self.messages_by_type(),

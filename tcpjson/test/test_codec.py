@@ -244,7 +244,7 @@ class FieldTests(SynchronousTestCase):
             ('{"type":"echo","content":[1.50]}', Echo(content=Raw(b"[1.50]"))),
             ('{"type":"broadcast","content":null}', Broadcast(content=Raw(b"null"))),
             ('{"type":"get_stats"}', GetStats()),
-            ('{"type":"auth","password":"secret"}', Auth()),
+            ('{"type":"auth","mechanism":"plain"}', Auth(mechanism="plain")),
             ('{"type":"move","x":-3,"path":[{"a":1.5}]}', Move(x=-3, path=({"a": 1.5},))),
         ):
             self.assertEqual(repr_of(decode(payload.encode())), repr_of(expected), payload)

@@ -32,21 +32,6 @@ FATAL = {
 # Applications may have errors of their own.
 OURS = {code: kind for code, kind in errors.CODES.items() if kind.__module__ == errors.__name__}
 
-# What a server without authentication, rates, bounds on connections and heartbeats cannot do without.
-NEEDED = {
-    "bad_frame",
-    "too_large",
-    "frame_timeout",
-    "bad_json",
-    "bad_message",
-    "unknown_type",
-    "forbidden",
-    "slow_consumer",
-    "going_away",
-    "internal",
-    "timeout",
-}
-
 
 class ErrorTests(SynchronousTestCase):
     """Codes, and what goes with them."""
@@ -55,8 +40,8 @@ class ErrorTests(SynchronousTestCase):
         for code, kind in OURS.items():
             self.assertEqual((kind.code, kind.fatal), (code, FATAL[code]))
 
-    def test_the_needed_codes_are_there(self) -> None:
-        self.assertEqual(NEEDED - set(OURS), set())
+    def test_every_code_of_the_protocol_has_a_class(self) -> None:
+        self.assertEqual(set(FATAL) - set(OURS), set())
 
     def test_each_has_a_text_of_its_own(self) -> None:
         texts = {str(kind()) for kind in OURS.values()}
@@ -70,6 +55,19 @@ class ErrorTests(SynchronousTestCase):
 
     def test_nothing_is_said_of_trying_again_unasked(self) -> None:
         self.assertIsNone(errors.Forbidden().retry_after)
+
+    def test_origins_are_forgotten(self) -> None:
+        """They hold frames, and frames hold payloads."""
+        try:
+            try:
+                raise ValueError
+            except ValueError as cause:
+                raise errors.BadJSON from cause
+        except errors.BadJSON as caught:
+            error = caught
+        self.assertIsNotNone(error.__traceback__)
+        self.assertIs(error.forget_origin(), error)
+        self.assertEqual((error.__traceback__, error.__context__, error.__cause__), (None, None, None))
 
     def test_the_silent_ends(self) -> None:
         silent = {

@@ -19,13 +19,14 @@ PACKAGE = Path(tcpjson.__file__).parent
 # for all that is in it, the empty one for the package itself. What is new must be given its place here.
 FLOORS = (
     {"_version", "core"},
-    {"deadlines", "timestamps", "outbox", "proxied", "protocol", "handlers"},
-    {"classic", "connection", "server"},
-    {"", "vectors", "testing", "tap"},
+    {"deadlines", "timestamps", "transports", "outbox", "proxied", "protocol", "tls", "handlers"},
+    {"fairqueue", "verifiers", "auth"},
+    {"classic", "dialects", "connection", "server"},
+    {"", "vectors", "testing", "service", "tap", "passwd"},
 )
 
 # Who may touch the global reactor, within functions.
-PROGRAMS = {"tap"}
+PROGRAMS = {"service", "tap"}
 
 # Beside the standard library, all that `core` is made with; and what of the standard library it does without.
 CORE_REQUIRES = {"msgspec"}

@@ -9,7 +9,15 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tcpjson.core.framing import PREFIX_LENGTH, FrameReader, FrameTooLong, frame, frame_boundary, length_hint
+from tcpjson.core.framing import (
+    PREFIX_LENGTH,
+    FrameReader,
+    FrameTooLong,
+    frame,
+    frame_boundary,
+    join_frames,
+    length_hint,
+)
 from tcpjson.test.hypo import given
 
 LIMIT = 300
@@ -35,6 +43,12 @@ class Model:
             payloads.append(self.held[4 : 4 + length])
             self.held = self.held[4 + length :]
         return payloads
+
+    def count(self) -> int:
+        """As `FrameReader.count`: what could be taken, if nothing were too long."""
+        whole = Model()
+        whole.held = self.held
+        return len(whole.take(1000, 2**32))
 
     @property
     def announced(self) -> int:
@@ -87,6 +101,10 @@ class FrameTests(SynchronousTestCase):
         self.assertEqual(frame(bytes(0x010203)), b"\0\x01\x02\x03" + bytes(0x010203))
         self.assertEqual(frame(b""), bytes(PREFIX_LENGTH))
 
+    def test_frames_are_joined(self) -> None:
+        for contents in ([], [b"{}"], [b""], [b"{}", b"", b"[1]"]):
+            self.assertEqual(join_frames(contents), b"".join(map(frame, contents)))
+
     @given(st.lists(payloads, min_size=1, max_size=6), st.integers(0, 2000))
     def test_the_boundary_is_the_end_of_the_frame_begun(self, contents: list[bytes], place: int) -> None:
         data = b"".join(map(frame, contents))
@@ -113,6 +131,7 @@ class SplitTests(SynchronousTestCase):
             if taken and isinstance(taken[-1], int):
                 break
             self.assertFalse(reader.ready)
+            self.assertEqual(reader.count(), 0)
         self.assertEqual(taken, expected)
         self.assertEqual({type(payload) for payload in taken} - {bytes, int}, set())
         if not (taken and isinstance(taken[-1], int)):
@@ -196,9 +215,8 @@ class StepTests(SynchronousTestCase):
                 self.assertFalse(reader.ready)
                 self.assertEqual(reader.announced, 0)
             self.assertEqual(reader.begun, bool(model.held))
-            whole = Model()
-            whole.held = model.held
-            if whole.take(1, LIMIT):
+            self.assertEqual(reader.count(), model.count())
+            if model.count():
                 self.assertTrue(reader.ready)
         self.assertEqual(drain(reader), drain(model))
 
@@ -226,6 +244,34 @@ class StepTests(SynchronousTestCase):
         reader.feed(b"\0")
         reader.feed(b"")
         self.assertTrue(reader.begun)
+
+    def test_frames_are_counted(self) -> None:
+        """Whole ones, one that is too long too; it changes nothing."""
+        reader = FrameReader()
+        self.assertEqual(reader.count(), 0)
+        reader.feed(frame(b"one") + frame(b"") + frame(bytes(LIMIT + 1)) + frame(b"last") + b"\0\0")
+        self.assertEqual([reader.count(), reader.count()], [4, 4])
+        self.assertEqual(reader.take(1, LIMIT), [b"one"])
+        self.assertEqual(reader.count(), 3)
+        self.assertEqual(reader.take(9, LIMIT), [b""])
+        self.assertEqual(reader.count(), 2)
+        reader.clear()
+        self.assertEqual(reader.count(), 0)
+
+    def test_a_frame_is_counted_with_its_last_byte(self) -> None:
+        reader = FrameReader()
+        for byte in frame(b"abc")[:-1]:
+            reader.feed(bytes([byte]))
+            self.assertEqual(reader.count(), 0)
+        reader.feed(b"c")
+        self.assertEqual(reader.count(), 1)
+
+    @given(streams())
+    def test_the_count_of_any_bytes(self, data: bytes) -> None:
+        reader, model = FrameReader(), Model()
+        reader.feed(data)
+        model.held = data
+        self.assertEqual(reader.count(), model.count())
 
     def test_the_length_of_the_frame_that_waits(self) -> None:
         reader = FrameReader()

@@ -1,4 +1,4 @@
-"""Some clients and a server, whatever the clients do: a stateful model of sections 1 to 3, 9 and 10."""
+"""Some clients and a server, whatever the clients do: a stateful model of sections 1 to 3, 5, 6, 8 to 10."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson import Limits, Message, Router
+from tcpjson.auth import MAX_FAILURES
+from tcpjson.core.backoff import DELAYS
 from tcpjson.core.framing import frame
+from tcpjson.core.heartbeat import ANSWER_TIME
+from tcpjson.core.limits import PRE_AUTH_MAX_LENGTH
 from tcpjson.test import hypo  # noqa: F401  # it has Hypothesis keep its files out of the checkout
+from tcpjson.test.test_vectors import Tokens
 from tcpjson.testing import MemoryServer, Peer
 from tcpjson.vectors import strict_json
 
 WRITE_TIMEOUT = 10.0
 FRAME_TIMEOUT = 30.0
 MAX_LENGTH = 60_000
+HEARTBEAT = 25.0
+AUTH_TIMEOUT = 60.0
+USER, TOKEN = "alice", "sesame"
 
 
 class Later(Message, tag="later"):
@@ -49,6 +57,8 @@ class Expected:
             "response": "original_message",
             "echo": "original_text",
             "later_done": "n",
+            "hello_response": "heartbeat",
+            "auth_result": "status",
         }
         if message["type"] != self.kind:
             return False
@@ -85,6 +95,17 @@ class Client:
         self.gone = False
         #: It has announced too long a frame.
         self.doomed = False
+        #: What the server makes of it when it has handled all that was written: whether it is served; whether
+        #: it may say `hello` ("may"), has ("said") or comes too late ("late"); whether it answers pings; how
+        #: many of its logins failed.
+        self.served = True
+        self.hello = "may"
+        self.beats = False
+        self.failures = 0
+        #: Whether the server serves it now, when it came, and when it last sent anything.
+        self.joined = False
+        self.came_at = now
+        self.sent_at = now
 
     @property
     def open(self) -> bool:
@@ -94,6 +115,29 @@ class Client:
         """The requests that the server has handled."""
         count = self.peer.connection.messages_in
         return [(expected, request_id) for _, expected, request_id in self.requests[:count]]
+
+    def expect(self, kind: str, value: object) -> Expected:
+        """What a frame leads to that follows on all that was written; its place is taken."""
+        if kind == "hello":
+            on_time, self.hello = self.hello == "may", "said" if self.hello == "may" else self.hello
+            self.beats = self.beats or (on_time and bool(value))
+            return Expected("hello_response", value) if on_time else Expected("bad_message")
+        if kind == "auth":
+            if self.served:
+                return Expected("bad_message")
+            self.served = value == TOKEN
+            self.failures += not self.served
+            return Expected("auth_result", "authenticated" if self.served else "authentication_failed")
+        refused = kind in ("bad_frame", "bad_json", "bad_message")
+        if not self.served:
+            known = kind == "pong" or (refused and value is None)
+            return Expected(kind, value) if known else Expected("unauthenticated")
+        # What has a number out of range is found when it is answered.
+        if self.hello == "may" and kind != "pong" and (not refused or value == "out of range"):
+            self.hello = "late"
+        if kind == "response" and self.beats and isinstance(value, dict) and value["type"] == "pong":
+            return Expected("nothing")
+        return Expected(kind, value)
 
     def broadcasts(self) -> list[Any]:
         """What it broadcast, as far as the server has handled it."""
@@ -143,9 +187,16 @@ KINDS = (
         "forbidden",
         "wrong",
         "empty",
+        "hello",
+        "auth",
     ),
     "later",
 )
+
+
+def auth(token: object) -> bytes:
+    """The payload of a login."""
+    return json.dumps({"type": "auth", "mechanism": "token", "token": token}).encode()
 
 
 @st.composite
@@ -185,17 +236,27 @@ def frames(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> tuple[bytes, str,
         return draw(BROKEN), "bad_json", None, False, None
     if kind == "forbidden":
         tag = draw(st.sampled_from([b"echo", b"broadcast", b"other"]))
-        return b'{"type":"%b","content":%b}' % (tag, draw(FORBIDDEN)), "bad_json", None, False, None
+        return b'{"type":"%b","content":%b}' % (tag, draw(FORBIDDEN)), "bad_json", "out of range", False, None
     if kind == "wrong":
-        return (
-            draw(st.sampled_from([b'{"type":1}', b'{"type":"ping","id":[]}', b'{"type":"later"}'])),
-            "bad_message",
-            None,
-            False,
-            None,
+        payload = draw(
+            st.sampled_from(
+                [
+                    b'{"type":1}',
+                    b'{"type":"ping","id":[]}',
+                    b'{"type":"hello","client":1}',
+                    b'{"type":"later"}',
+                ]
+            )
         )
+        return payload, "bad_message", "later" if b"later" in payload else None, False, None
     if kind == "empty":
         return b"", "bad_frame", None, False, None
+    if kind == "hello":
+        value = draw(st.booleans())
+        return json.dumps({"type": "hello", "heartbeat": value}).encode(), "hello", value, False, None
+    if kind == "auth":
+        value = draw(st.sampled_from([TOKEN, TOKEN, "wrong"]))
+        return auth(value), "auth", value, False, None
     return b"", "later_done", None, False, 0
 
 
@@ -204,6 +265,9 @@ class Model(RuleBasedStateMachine):
     Every request is answered once and in order, every broadcast reaches every other client once and in
     the order of its sender, nothing that leaves is invalid, and nobody is cut without a reason.
     """
+
+    #: Whether the server asks for authentication.
+    asks = False
 
     clients: Bundle[Client] = Bundle("clients")
 
@@ -225,10 +289,23 @@ class Model(RuleBasedStateMachine):
                 frame_timeout=FRAME_TIMEOUT,
                 handler_timeout=1e9,
                 max_handlers=4,
+                heartbeat=HEARTBEAT,
+                auth_timeout=AUTH_TIMEOUT,
             ),
             routers=[router],
+            checkers=[Tokens({USER: TOKEN})] if self.asks else [],
         )
         self.all: list[Client] = []
+        join = self.server.factory.join
+
+        def joined(connection: Any) -> None:
+            """A client is served from now on: what was broadcast before passed it by."""
+            join(connection)
+            for client in self.all:
+                if client.peer.connection is connection:
+                    self.begins(client)
+
+        self.server.factory.join = joined  # type: ignore[method-assign]  # to be told when
 
     @property
     def now(self) -> float:
@@ -252,12 +329,27 @@ class Model(RuleBasedStateMachine):
         """A new client, who has read its welcome."""
         client = Client(self.server.connect(), self.now)
         [welcome] = client.peer.receive()
-        assert welcome["type"] == "welcome"
+        assert (welcome["type"], welcome["auth"]) == ("welcome", ["token"] if self.asks else [])
         client.name = welcome["client_id"]
-        for other in self.all:
-            client.missed[other.name] = len(other.broadcasts())
+        client.served = not self.asks
+        if client.served:
+            self.begins(client)
         self.all.append(client)
         return client
+
+    def begins(self, client: Client) -> None:
+        """The server serves a client from now on."""
+        client.joined = True
+        for other in self.all:
+            client.missed[other.name] = len(other.broadcasts())
+
+    @rule(client=clients, token=st.sampled_from([TOKEN, "wrong"]), alone=st.booleans())
+    def log_in(self, client: Client, token: str, alone: bool) -> None:
+        """A login, or one with a broadcast before and behind it."""
+        relay = (b'{"type":"broadcast","content":"b"}', "broadcast_sent", "b", True, None)
+        login = (auth(token), "auth", token, False, None)
+        self.write(client, [(each, None) for each in ([login] if alone else [relay, login, relay])])
+        self.deliver(client, len(client.pipe))
 
     @rule(
         client=clients, drawn=st.lists(st.tuples(frames(), IDS), min_size=1, max_size=8), cut=st.floats(0, 1)
@@ -289,6 +381,7 @@ class Model(RuleBasedStateMachine):
         if client.open and not client.doomed:
             self.deliver(client, len(client.pipe))
             client.doomed = True
+            client.sent_at = self.now
             client.peer.send_bytes((MAX_LENGTH + 1).to_bytes(4, "big") + b"and more")
 
     @rule(client=clients)
@@ -325,18 +418,21 @@ class Model(RuleBasedStateMachine):
 
     def write(self, client: Client, drawn: list[tuple[Any, Any]]) -> None:
         for (payload, kind, value, relays, later), wanted in drawn:
-            if client.doomed:
+            # Too long a frame before authentication is `send_too_much`.
+            if client.doomed or client.failures == MAX_FAILURES:
                 return
+            if not client.served and len(payload) > PRE_AUTH_MAX_LENGTH:
+                continue
             request_id = None
-            expected = Expected(kind, value)
-            expected.relays = relays
+            expected = client.expect(kind, value)
+            expected.relays = relays and client.served
             if later is not None:
                 expected.later = expected.value = next(self.numbers)
                 payload = b'{"type":"later","n":%d}' % expected.later
             if wanted and payload.endswith(b"}") and kind not in ("bad_json", "bad_message"):
                 request_id = next(self.numbers)
                 payload = payload[:-1] + b',"id":%d}' % request_id
-                if kind == "response":
+                if expected.kind == "response":
                     expected.value = {**value, "id": request_id}
             data = frame(payload)
             client.pipe += data
@@ -348,6 +444,7 @@ class Model(RuleBasedStateMachine):
         piece, client.pipe = client.pipe[:size], client.pipe[size:]
         if piece and client.open and not client.doomed:
             client.delivered += len(piece)
+            client.sent_at = self.now
             whole = sum(end <= client.delivered for end, *_ in client.requests)
             if whole + 1 > client.begun:
                 client.begun = whole + 1
@@ -369,9 +466,12 @@ class Model(RuleBasedStateMachine):
             message: Any = strict_json(payload)
             assert client.error is None, f"{message} after the fatal error"
             if message["type"] == "broadcast" and "from_client" in message:
+                assert message.get("from_user") == (USER if self.asks else None)
                 client.relays.setdefault(message["from_client"], []).append(message["content"])
             elif message["type"] == "error" and message["fatal"]:
                 client.error = message["code"]
+            elif message["type"] == "ping":
+                assert client.beats and self.now - client.sent_at >= HEARTBEAT, "a ping that nobody needs"
             elif "id" in message:
                 assert message["id"] not in client.named, f"{message} once more"
                 client.named[message["id"]] = message
@@ -382,7 +482,9 @@ class Model(RuleBasedStateMachine):
 
     def check_answers(self, client: Client, complete: bool) -> None:
         """Answers are those of the requests that were delivered, in order; all of them if `complete`."""
-        delivered = [entry for entry in client.requests if entry[0] <= client.delivered]
+        delivered = [
+            entry for entry in client.requests if entry[0] <= client.delivered and entry[1].kind != "nothing"
+        ]
         ordered = [expected for _, expected, request_id in delivered if request_id is None]
         position = 0
         for message in client.answers:
@@ -402,7 +504,9 @@ class Model(RuleBasedStateMachine):
     def check_relays(self, client: Client, complete: bool) -> None:
         """Of each sender its broadcasts came, in order, from the one that followed the client's coming."""
         names = {sender.name for sender in self.all} - {client.name}
-        assert client.relays.keys() <= names
+        assert client.relays.keys() <= (names if client.joined else set())
+        if not client.joined:
+            return
         for sender in self.all:
             if sender is client:
                 continue
@@ -421,6 +525,9 @@ class Model(RuleBasedStateMachine):
         reasons = {
             "too_large": client.doomed,
             "slow_consumer": client.was_stuck,
+            "auth_failed": client.failures == MAX_FAILURES,
+            "auth_timeout": not client.joined and self.now - client.came_at >= AUTH_TIMEOUT,
+            "heartbeat_timeout": client.beats and self.now - client.sent_at >= HEARTBEAT + ANSWER_TIME,
             "frame_timeout": begun and self.now - client.begun_at >= FRAME_TIMEOUT - 0.01,
         }
         assert reasons.get(client.error), f"{client.error} without a reason"
@@ -446,10 +553,11 @@ class Model(RuleBasedStateMachine):
             for client in self.all:
                 self.read_on(client)
                 self.deliver(client, len(client.pipe))
-            while self.waiting:
+            self.server.settle()
+            while self.waiting or self.checking():
                 for number in sorted(self.waiting):
                     self.finish(number)
-            self.server.settle()
+                self.server.advance(DELAYS[-1] if self.checking() else 0)
             for client in self.all:
                 if client.gone:
                     continue
@@ -460,8 +568,8 @@ class Model(RuleBasedStateMachine):
                 assert complete == client.open
                 self.check_answers(client, complete)
                 self.check_relays(client, complete)
-                if client.doomed and client.error is None:
-                    raise AssertionError("too large a frame was passed over")
+                if client.error is None and (client.doomed or client.failures == MAX_FAILURES):
+                    raise AssertionError("what ends a connection was passed over")
             self.check_counts()
         finally:
             for client in self.all:
@@ -469,18 +577,29 @@ class Model(RuleBasedStateMachine):
                     client.peer.close()
             self.server.stop()
 
+    def checking(self) -> bool:
+        """Whether the answer to a login is still to come."""
+        return any(client.peer.connection._checking is not None for client in self.all)
+
     def check_counts(self) -> None:
         """The factory's figures are those of its clients."""
         factory = self.server.factory
-        assert {client.peer.connection for client in self.all if client.open} == factory.clients
+        served = {client.peer.connection for client in self.all if client.open and client.joined}
+        assert served == factory.clients
         assert factory.stats.messages_in == sum(client.peer.connection.messages_in for client in self.all)
         assert factory.stats.messages_out == sum(client.peer.connection.messages_out for client in self.all)
         assert factory.stats.broadcasts == sum(len(client.broadcasts()) for client in self.all)
         assert factory.turn is None
 
 
+class AskingModel(Model):
+    """The same, of a server that asks for authentication."""
+
+    asks = True
+
+
 class ModelTests(SynchronousTestCase):
-    def test_whatever_clients_do(self) -> None:
+    def _assert_holds(self, model: type[Model]) -> None:
         run = settings(
             max_examples=80,
             stateful_step_count=25,
@@ -490,8 +609,14 @@ class ModelTests(SynchronousTestCase):
             suppress_health_check=list(HealthCheck),
         )
         try:
-            run_machine(Model, settings=run)
+            run_machine(model, settings=run)
         except Exception as error:
             # Trial leaves the notes out, and they tell what the clients did.
             notes = getattr(error, "__notes__", ())
             raise AssertionError("\n".join([f"{type(error).__name__}: {error}", *notes])) from None
+
+    def test_whatever_clients_do(self) -> None:
+        self._assert_holds(Model)
+
+    def test_whatever_they_do_where_authentication_is_asked_for(self) -> None:
+        self._assert_holds(AskingModel)

@@ -16,8 +16,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.core.framing import FrameReader, frame
-from tcpjson.outbox import Outbox, descriptor_of, is_encrypted
-from tcpjson.proxied import ProxiedProtocol
+from tcpjson.outbox import Outbox
 from tcpjson.test.hypo import given
 from tcpjson.test.wires import Loop, TLSWire, Wire, attach, server_context, socket_pair, tls_factory
 
@@ -219,6 +218,8 @@ class SocketTests(OutboxCase):
         rig = Rig("socket")
         model = Model()
         outbox = rig.outbox
+        # Whether some left in a flush, of which the owner is told in a turn to come.
+        untold = False
         try:
             for name, size, answer in operations:
                 told = len(rig.owner.told)
@@ -240,8 +241,12 @@ class SocketTests(OutboxCase):
                 self.assertLessEqual(len(rig.wire.raw), outbox.taken)
                 if name in ("write", "push"):
                     self.assertEqual(fresh, ["waits"] if outbox.waiting and not waited else [])
+                if name == "flush":
+                    untold = untold or outbox.waiting < waited
                 if name == "turn":
-                    self.assertEqual(fresh, ["drained"] * (outbox.waiting < waited))
+                    left = outbox.waiting < waited
+                    self.assertIn(fresh, ([["drained"]] if left else [["drained"], []] if untold else [[]]))
+                    untold = untold and not fresh
             outbox.flush()
             rig.wire.take_all()
             self.assertEqual(rig.wire.raw, model.total)
@@ -379,33 +384,6 @@ class DeadPeerTests(OutboxCase):
 class WrappedTests(OutboxCase):
     """Transports that stand before a socket and change what goes to it."""
 
-    def test_layers(self) -> None:
-        for kind, encrypted in (("socket", False), ("wrapped", False), ("tls", True)):
-            rig = self.rig(kind)
-            self.assertIs(descriptor_of(rig.transport), rig.descriptor)
-            self.assertEqual(is_encrypted(rig.transport), encrypted)
-            self.assertEqual(rig.transport is rig.descriptor, kind == "socket")
-
-    def test_layers_in_memory(self) -> None:
-        self.assertIsNone(descriptor_of(StringTransport()))
-        self.assertFalse(is_encrypted(StringTransport()))
-
-    def test_tls_behind_and_before_a_proxy(self) -> None:
-        """Whichever layer is the outer one, TLS is found, and so is the socket."""
-        for tls_outside in (False, True):
-            loop = Loop()
-            ours, theirs = socket_pair()
-            self.addCleanup(theirs.close)
-            self.addCleanup(loop.close)
-            owner = Writer()
-            inner: Any = maker(owner)
-            proxied: Any = WrappingFactory(inner if tls_outside else tls_factory(inner, loop))
-            proxied.protocol = ProxiedProtocol
-            outer: Any = tls_factory(proxied, loop) if tls_outside else proxied
-            descriptor = attach(loop, outer.buildProtocol(None), ours)
-            self.assertTrue(is_encrypted(owner.transport))
-            self.assertIs(descriptor_of(owner.transport), descriptor)
-
     def test_no_plain_text_on_a_tls_socket(self) -> None:
         rig = self.rig("tls")
         secret = b"do not read this on the wire. " * 4000
@@ -510,6 +488,8 @@ class WrappedTests(OutboxCase):
         rig = Rig(kind)
         model = Model()
         outbox = rig.outbox
+        # Whether some left in a flush, of which the owner is told in a turn to come.
+        untold = False
         try:
             for name, size, answer in operations:
                 told = len(rig.owner.told)

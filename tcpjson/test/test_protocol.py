@@ -253,6 +253,32 @@ class TurnTests(MemoryCase):
         protocol.dataReceived(frame(b"") * 300)
         self.assertEqual(protocol.batches, [128, 128, 44])
 
+    def test_one_at_a_time(self) -> None:
+        """What a frame changes holds for the next one in the same read."""
+
+        def act(string: bytes) -> None:
+            if string == b"long":
+                self.protocol.MAX_LENGTH = 100
+                self.protocol.batch = 128
+
+        self.protocol.act = act
+        self.protocol.MAX_LENGTH = 4
+        self.protocol.batch = 1
+        self.protocol.dataReceived(frame(b"a") + frame(b"long") + frame(b"x" * 100) + frame(b"b") * 600)
+        self.assertEqual(self.protocol.strings[:4], [b"a", b"long", b"x" * 100, b"b"])
+        self.clock.advance(0)
+        self.assertEqual(len(self.protocol.strings), 603)
+        self.protocol.dataReceived(frame(b"x" * 101))
+        self.assertTrue(self.protocol.transport.disconnecting)
+
+    def test_a_turn_of_single_frames(self) -> None:
+        """It is as long as one of batches."""
+        self.protocol.batch = 1
+        self.protocol.dataReceived(frame(b"x") * 1000)
+        self.assertEqual(len(self.protocol.strings), 512)
+        self.clock.advance(0)
+        self.assertEqual(len(self.protocol.strings), 1000)
+
     def test_a_frame_in_pieces_costs_linear_time(self) -> None:
         """Copying all that is there at every piece would take seconds; this takes milliseconds."""
         payload = bytes(16 << 20)
@@ -295,12 +321,26 @@ class TurnTests(MemoryCase):
 
     def test_the_connection_is_lost_while_the_application_pauses(self) -> None:
         """It wanted no more for now, and later is never."""
-        for hold in (Hold.PAUSED, Hold.HANDLERS, Hold.PAUSED | Hold.ANSWERS):
+        for hold in (
+            Hold.PAUSED,
+            Hold.HANDLERS,
+            Hold.AUTH,
+            Hold.PAUSED | Hold.ANSWERS,
+            Hold.AUTH | Hold.RATE,
+        ):
             protocol = self.connect()
             protocol.hold(hold)
             protocol.dataReceived(frame(b"x"))
             protocol.connectionLost()
             self.assertEqual(protocol.strings, [])
+
+    def test_the_connection_is_lost_while_something_holds_for_a_time(self) -> None:
+        for hold in (Hold.TURN, Hold.ANSWERS, Hold.RATE, Hold.RATE | Hold.ANSWERS):
+            protocol = self.connect()
+            protocol.hold(hold)
+            protocol.dataReceived(frame(b"x"))
+            protocol.connectionLost()
+            self.assertEqual(protocol.strings, [b"x"])
 
     def test_the_connection_is_lost_after_the_end(self) -> None:
         self.protocol.hold(Hold.ANSWERS)
@@ -344,6 +384,37 @@ class HoldTests(MemoryCase):
     def test_release_of_what_is_not_held(self) -> None:
         self.protocol.release(Hold.ANSWERS)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.protocol.hold(Hold.AUTH)
+        self.protocol.dataReceived(frame(b"1"))
+        self.protocol.release_now(Hold.RATE)
+        self.assertEqual(self.protocol.strings, [])
+        self.assertTrue(self.protocol.paused)
+
+    def test_release_now(self) -> None:
+        """In the same pass of the reactor, if nothing else holds."""
+        self.protocol.hold(Hold.RATE | Hold.AUTH)
+        self.protocol.dataReceived(frame(b"1"))
+        self.protocol.release_now(Hold.RATE)
+        self.assertEqual(self.protocol.strings, [])
+        self.assertEqual(self.protocol.transport.producerState, "paused")
+        self.protocol.release_now(Hold.AUTH)
+        self.assertEqual(self.protocol.strings, [b"1"])
+        self.assertEqual(self.protocol.transport.producerState, "producing")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_release_now_within_string_received(self) -> None:
+        """What follows is handled after it, not in the midst of it."""
+        order: list[bytes] = []
+
+        def act(string: bytes) -> None:
+            self.protocol.hold(Hold.AUTH)
+            self.protocol.release_now(Hold.AUTH)
+            order.append(string)
+
+        self.protocol.act = act
+        self.protocol.dataReceived(frame(b"1") + frame(b"2"))
+        self.assertEqual(order, [b"1", b"2"])
+        self.assertEqual(self.protocol.transport.producerState, "producing")
 
     def test_hold_in_the_midst_of_many(self) -> None:
         self.protocol.act = lambda string: self.protocol.hold(Hold.ANSWERS)
@@ -395,6 +466,18 @@ class MemoryEndTests(MemoryCase):
         self.protocol.end(frame(b"another"))
         self.assertEqual(parse(self.protocol.transport.value()), [b"error"])
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+
+    def test_its_time(self) -> None:
+        for protocol, seconds in ((self.protocol, 2), (self.connect(), 7)):
+            transport = protocol.transport
+            if seconds == 2:
+                protocol.end()
+            else:
+                protocol.end(timeout=seconds)
+            self.clock.advance(seconds - 0.01)
+            self.assertFalse(transport.disconnected)
+            self.clock.advance(0.01)
+            self.assertTrue(transport.disconnected)
 
     def test_it_waits_for_what_waits(self) -> None:
         self.protocol.transport.producer.pauseProducing()

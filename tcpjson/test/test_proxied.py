@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tcpjson.connection import Connection
 from tcpjson.core.framing import FrameReader, frame
 from tcpjson.core.limits import Limits
-from tcpjson.proxied import HeaderFirst, IProxyListener, ProxiedEndpoint, ProxiedProtocol
+from tcpjson.proxied import HeaderFirst, IProxyListener, ProxiedEndpoint, ProxiedProtocol, is_proxied
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.test.hypo import given
 from tcpjson.test.wires import Loop, TLSWire, Wire, attach, server_context, socket_pair, tls_factory
@@ -162,6 +162,31 @@ class HeaderTests(Case):
     def test_a_server_connection_wants_to_know(self) -> None:
         self.assertTrue(IProxyListener.implementedBy(Connection))
         self.assertIsInstance(self.memory(), ProxiedProtocol)
+
+
+class IsProxiedTests(Case):
+    def test_in_the_clear(self) -> None:
+        self.memory()
+        [connection] = self.factory.connections
+        self.assertTrue(is_proxied(connection.transport))
+        self.assertFalse(is_proxied(connection.transport.transport))
+
+    def test_with_tls(self) -> None:
+        """Whether it is inside or outside, before the header has come and after it."""
+        for outer, expected in (
+            (self.proxied(tls_factory(self.factory, self.loop)), True),
+            (tls_factory(self.proxied(self.factory), self.loop), True),
+            (tls_factory(self.factory, self.loop), False),
+        ):
+            before = set(self.factory.connections)
+            ours, theirs = socket_pair()
+            attach(self.loop, outer.buildProtocol(None), ours)
+            self.addCleanup(theirs.close)
+            [connection] = self.factory.connections - before
+            self.assertIs(is_proxied(connection.transport), expected)
+
+    def test_bare(self) -> None:
+        self.assertFalse(is_proxied(StringTransport()))
 
 
 class EndTests(Case):

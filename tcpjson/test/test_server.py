@@ -7,20 +7,23 @@ import gc
 import json
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Raw
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
+from zope.interface import Interface, implementer
 
 from tcpjson import Limits, Message, Router, __version__
-from tcpjson.connection import Connection, client_id_of
+from tcpjson.auth import ITokenCredentials
+from tcpjson.connection import Connection
 from tcpjson.core.errors import CODES, Forbidden, GoingAway, ProtocolError, SlowConsumer
 from tcpjson.core.framing import frame
 from tcpjson.core.messages import Answer, EchoResponse, Error, Ping
@@ -103,7 +106,7 @@ class WelcomeTests(Case):
                 "protocol": 1,
                 "server": f"tcpjson/{__version__}",
                 "max_length": 1048576,
-                "heartbeat": None,
+                "heartbeat": 25.0,
                 "compression": [],
                 "features": [],
                 "auth": [],
@@ -120,10 +123,6 @@ class WelcomeTests(Case):
         self.assertEqual(welcome["limits"], {"max_queue": 2000, "frame_timeout": 3.0, "write_timeout": 4.5})
         self.assertEqual(welcome["timestamp"], "2024-01-01T12:00:01.500Z")
 
-    def test_client_ids(self) -> None:
-        self.assertEqual(client_id_of(IPv4Address("TCP", "192.0.2.1", 80)), "192.0.2.1:80")
-        self.assertEqual(client_id_of(IPv6Address("TCP", "2001:db8::1", 80)), "[2001:db8::1]:80")
-
     def test_unix_clients_are_numbered(self) -> None:
         server = self.server()
         names = []
@@ -134,15 +133,38 @@ class WelcomeTests(Case):
         self.assertEqual(names, ["unix:1", "unix:2"])
 
 
+@implementer(ICredentialsChecker)
+class Tokens:
+    """Knows tokens by the names of their users."""
+
+    credentialInterfaces: ClassVar[tuple[type[Interface], ...]] = (ITokenCredentials,)
+
+    def __init__(self, tokens: dict[str, str]) -> None:
+        self._names = {token: name.encode() for name, token in tokens.items()}
+
+    def requestAvatarId(self, credentials: ITokenCredentials) -> Deferred[bytes | tuple[()]]:
+        if credentials.token not in self._names:
+            return fail(UnauthorizedLogin())
+        return succeed(self._names[credentials.token])
+
+
 class VectorTests(Case):
     """The wire contract as data (tcpjson/vectors)."""
 
     def play(self, vector: Vector, cut: Callable[[list[bytes]], list[bytes]]) -> None:
-        server = self.server(strict=vector.options.get("strict", False))
+        tokens = vector.options.tokens
+        checkers = [Tokens(tokens)] if tokens else []
+        server = self.server(strict=vector.options.strict, checkers=checkers)
         other = self.peer(server)
+        if tokens:
+            other.send({"type": "auth", "mechanism": "token", "token": next(iter(tokens.values()))})
+            self.assertTypes(other.receive(), "auth_result")
         sender = self.peer(server)
         for piece in cut(vector.pieces(server.factory.limits.max_length)):
             sender.send_bytes(piece)
+        if tokens:
+            # Failed logins have their answers wait.
+            server.advance(2.5)
         for peer, expected in ((sender, vector.expect), (other, vector.others)):
             payloads = peer.receive_payloads()
             self.assertEqual(len(payloads), len(expected), payloads)
@@ -2162,7 +2184,8 @@ class TCPTests(Case):
 
     def test_options_of_the_socket(self) -> None:
         loop = Loop()
-        factory = TCPJSONServerFactory(loop, send_buffer=20_000, receive_buffer=30_000)
+        limits = Limits(write_timeout=7.5)
+        factory = TCPJSONServerFactory(loop, limits=limits, send_buffer=20_000, receive_buffer=30_000)
         port = loop.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(loop.close)
         client = socket.create_connection(("127.0.0.1", port.getHost().port))
@@ -2176,6 +2199,13 @@ class TCPTests(Case):
         handle = connection.transport.getHandle()
         self.assertTrue(handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         self.assertTrue(handle.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        # A peer that vanished is found out, and not before it was told, if it could be.
+        for option, value in (
+            (socket.TCP_KEEPIDLE, 60),
+            (socket.TCP_KEEPINTVL, 15),
+            (socket.TCP_USER_TIMEOUT, 37_500),
+        ):
+            self.assertEqual(handle.getsockopt(socket.IPPROTO_TCP, option), value)
         # Linux doubles what it is given.
         self.assertIn(handle.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), (20_000, 40_000))
         self.assertIn(handle.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), (30_000, 60_000))

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from itertools import product
 
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
+from twisted.internet.protocol import connectionDone
+from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 
+from tcpjson import connection
+from tcpjson.core.limits import Limits
 from tcpjson.core.session import TRANSITIONS, Event, State, advance
+from tcpjson.proxied import ProxiedProtocol
+from tcpjson.testing import MemoryServer, Peer
 
 # Written once more, by hand: from a state, by an event, to a state.
 STEPS = """
@@ -58,3 +66,45 @@ class SessionTests(SynchronousTestCase):
             before = set(reached)
             reached |= {after for (state, _), after in TRANSITIONS.items() if state in before}
         self.assertEqual(reached, set(State))
+
+
+class UseTests(SynchronousTestCase):
+    """The steps that the connections of a server take."""
+
+    def setUp(self) -> None:
+        self.taken: set[tuple[State, Event]] = set()
+        self.patch(connection, "advance", self.take)
+
+    def take(self, state: State, event: Event) -> State:
+        """`advance`, with a note of the step."""
+        self.taken.add((state, event))
+        return advance(state, event)
+
+    def guest(self) -> Peer:
+        """A client that is to authenticate."""
+        checker = InMemoryUsernamePasswordDatabaseDontUse(ann=b"secret")
+        return MemoryServer(checkers=[checker]).connect()
+
+    def test_every_step_is_taken(self) -> None:
+        """What no connection ever does need not be in the table."""
+        # A client that goes, and one that is closed.
+        MemoryServer().connect().close()
+        peer = MemoryServer().connect()
+        peer.send_bytes(b"\xff\xff\xff\xff")
+        peer.close()
+        # Gone before its PROXY header, and refused.
+        factory = WrappingFactory(MemoryServer().factory)
+        factory.protocol = ProxiedProtocol
+        proxied = factory.buildProtocol(None)
+        proxied.makeConnection(StringTransport())
+        proxied.connectionLost(connectionDone)
+        server = MemoryServer(limits=Limits(max_connections=1))
+        server.connect()
+        server.connect()
+        # Gone, closed and served where one must authenticate.
+        self.guest().close()
+        self.guest().send_bytes(b"\xff\xff\xff\xff")
+        peer = self.guest()
+        peer.send({"type": "auth", "mechanism": "plain", "username": "ann", "password": "secret"})
+        self.assertEqual([reply["type"] for reply in peer.receive()], ["welcome", "auth_result"])
+        self.assertEqual(self.taken, set(TRANSITIONS))

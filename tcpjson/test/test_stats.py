@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.core.messages import Custom, Echo, Message, Ping, Refused, Text
-from tcpjson.core.stats import SAMPLE_INTERVAL, Stats
+from tcpjson.core.stats import SAMPLE_INTERVAL, ClosedConnection, Stats
 
 RATES = {
     "messages_in_per_second",
@@ -105,6 +107,8 @@ class CountTests(SynchronousTestCase):
             "deliveries",
             "connections",
             "peak_clients",
+            "over_rate",
+            "failed_logins",
         )
         for number, name in enumerate(names, 1):
             setattr(stats, name, number)
@@ -118,6 +122,22 @@ class CountTests(SynchronousTestCase):
         self.assertEqual(details["messages_by_type"], {"ping": 5})
         self.assertEqual(details["rates"], stats.rates(2.0))
 
+    def test_certificates(self) -> None:
+        """Without TLS nothing is said of them; a certificate that ended has less than no days."""
+        stats = Stats(0.0)
+        self.assertNotIn("certificate_days", stats.details(1.0))
+        for days in (13.5, 0.0, -2.5):
+            stats.certificate_days = days
+            self.assertEqual(stats.details(1.0)["certificate_days"], days)
+
+    def test_details_name_nobody(self) -> None:
+        """Any client may ask for them: who was connected is not in them, nor is what is no JSON."""
+        stats = Stats(0.0, [Ping])
+        stats.closed.append(ClosedConnection("192.0.2.1:80", "ann", "client_closed", 1.5, 2, 3))
+        text = json.dumps(stats.details(1.0))
+        self.assertNotIn("192.0.2.1", text)
+        self.assertNotIn("ann", text)
+
     def test_details_are_a_copy(self) -> None:
         """They may wait to be sent while the server goes on."""
         stats = Stats(0.0)
@@ -128,3 +148,27 @@ class CountTests(SynchronousTestCase):
 
     def test_the_start_is_known(self) -> None:
         self.assertEqual(Stats(12.5).started, 12.5)
+
+
+class ClosedTests(SynchronousTestCase):
+    """Why the last connections were closed."""
+
+    def test_the_last_thousand(self) -> None:
+        stats = Stats(0.0)
+        for number in range(1500):
+            stats.closed.append(ClosedConnection(f"c:{number}", None, "client_closed", 0.5, 1, 2))
+        self.assertEqual(len(stats.closed), 1000)
+        self.assertEqual([stats.closed[0].client_id, stats.closed[-1].client_id], ["c:500", "c:1499"])
+
+    def test_what_is_kept(self) -> None:
+        """Who it was, why it ended, and how much it was; nothing of what was said."""
+        fields = ("client_id", "user", "code", "age", "bytes_in", "bytes_out")
+        self.assertEqual(ClosedConnection.__struct_fields__, fields)
+        closed = ClosedConnection("c:1", "ann", "idle_timeout", 1.5, 10, 20)
+        self.assertEqual(
+            [getattr(closed, name) for name in fields], ["c:1", "ann", "idle_timeout", 1.5, 10, 20]
+        )
+
+    def test_the_past_stays(self) -> None:
+        closed = ClosedConnection("c:1", None, "idle_timeout", 1.5, 10, 20)
+        self.assertRaises(AttributeError, setattr, closed, "code", "client_closed")

@@ -3,143 +3,303 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet.address import IPv4Address, UNIXAddress
-from twisted.internet.defer import Deferred, fail, succeed
+from OpenSSL import SSL
+from twisted.cred import strcred
+from twisted.cred.credentials import IUsernamePassword
+from twisted.internet import endpoints, reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
-from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOFactory
-from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
+from twisted.python.systemd import ListenFDs
 
 from tcpjson import Limits, TCPJSONServerFactory, __version__, tap
+from tcpjson.auth import TokenChecker, VerifierChecker
 from tcpjson.proxied import ProxiedEndpoint, ProxiedProtocol
-from tcpjson.tap import Options, ServerService, endpoint_from, makeService, raise_file_limit
-from tcpjson.test.wires import Loop, Wire, authority
+from tcpjson.service import Refusal, ServerService
+from tcpjson.tap import Options, allowed_connections, makeService, open_port, port_from, raise_file_limit
+from tcpjson.test.test_service import ServiceCase
+from tcpjson.test.wires import authority
+from tcpjson.verifiers import Verifier, hash_token
+
+SECRET = "s3cret"
 
 
-class TapCase(SynchronousTestCase):
-    def lines(self) -> list[str]:
-        """The lines that `tap` logs from now on."""
-        lines: list[str] = []
-
-        @implementer(ILogObserver)
-        def observe(event: LogEvent) -> None:
-            if event.get("log_namespace") == "tcpjson.tap":
-                lines.append(formatEvent(event))
-
-        globalLogPublisher.addObserver(observe)
-        self.addCleanup(globalLogPublisher.removeObserver, observe)
-        return lines
-
-    def one_line(self, error: SystemExit) -> str:
-        """What the program says in its end; it is one line, and its status is 1."""
-        self.assertIsInstance(error.code, str)
-        text = str(error.code)
-        self.assertTrue(text.startswith("tcpjson: "), text)
-        self.assertEqual(len(text.splitlines()), 1, text)
-        return text
+def parse(*arguments: str) -> Options:
+    """A command line, parsed."""
+    options = Options()
+    options.parseOptions(arguments)
+    return options
 
 
-class OptionsTests(TapCase):
-    """What is taken, and what is refused in one line."""
+def written(path: str, content: bytes) -> str:
+    """The path of a new file that nobody else may read."""
+    Path(path).touch(mode=0o600)
+    Path(path).write_bytes(content)
+    return path
 
-    def parse(self, *arguments: str) -> Options:
-        options = Options()
-        options.parseOptions(arguments)
-        return options
+
+def certificate(path: str) -> str:
+    """The path of a new file with a certificate for localhost and its key."""
+    return written(path, authority().issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+
+
+def ca_file(path: str) -> str:
+    """The path of a new file with the authority."""
+    return written(path, authority().cert_pem.bytes())
+
+
+def token_file(path: str) -> str:
+    """The path of a new file with one token."""
+    return written(path, f"ann:{hash_token(SECRET).hex()}\n".encode())
+
+
+def scram_file(path: str) -> str:
+    """The path of a new file with one user."""
+    verifier = Verifier.make(SECRET, 4096, bytes)
+    return written(path, f"ann:{verifier.format()}\n".encode())
+
+
+class RefusingCase(ServiceCase):
+    """Command lines that are refused."""
 
     def refused(self, *arguments: str) -> str:
-        return self.one_line(self.assertRaises(SystemExit, self.parse, *arguments))
+        """The line that says why."""
+        line = self.one_line(self.assertRaises(Refusal, parse, *arguments))
+        self.assertNotIn(SECRET, line)
+        return line
+
+
+class OptionsTests(RefusingCase):
+    """What is taken, and what is refused in one line."""
 
     def test_defaults(self) -> None:
-        options = self.parse()
+        options = parse()
         self.assertEqual(options["limits"], Limits())
-        self.assertEqual(options["ports"], [])
+        self.assertEqual((options["ports"], options["auth"]), ([], []))
         self.assertFalse(options["strict"])
-        self.assertIsNone(options["send-buffer"])
-        self.assertIsNone(options["receive-buffer"])
+        self.assertFalse(options["allow-plain-auth"])
+        for name in ("send-buffer", "receive-buffer", "client-ca"):
+            self.assertIsNone(options[name])
 
     def test_all(self) -> None:
-        options = self.parse(
+        options = parse(
             *("--port", "tcp:1", "-p", "unix:/a", "--strict", "--max-length", "10", "--max-queue", "20"),
             *("--write-timeout", "0.5", "--frame-timeout", "7", "--handler-timeout", "8.25"),
-            *("--send-buffer", "30", "--receive-buffer", "40"),
+            *("--auth-timeout", "9.5", "--idle-timeout", "600", "--heartbeat", "40", "--grace", "11"),
+            *("--max-connections", "50", "--max-connections-per-ip", "6", "--rate", "70:80"),
+            *("--byte-rate", "90.5:100", "--rate-policy", "close", "--allow-plain-auth"),
+            *("--send-buffer", "30", "--receive-buffer", "40", "--client-ca", "/ca.pem"),
         )
         self.assertEqual(
             options["limits"],
-            Limits(max_length=10, max_queue=20, write_timeout=0.5, frame_timeout=7, handler_timeout=8.25),
+            Limits(
+                max_length=10,
+                max_queue=20,
+                write_timeout=0.5,
+                frame_timeout=7,
+                handler_timeout=8.25,
+                auth_timeout=9.5,
+                idle_timeout=600,
+                heartbeat=40,
+                grace=11,
+                max_connections=50,
+                max_connections_per_ip=6,
+                messages_per_second=70,
+                message_burst=80,
+                bytes_per_second=90.5,
+                byte_burst=100,
+                rate_policy="close",
+            ),
         )
         self.assertEqual(options["ports"], ["tcp:1", "unix:/a"])
         self.assertTrue(options["strict"])
+        self.assertTrue(options["allow-plain-auth"])
         self.assertEqual((options["send-buffer"], options["receive-buffer"]), (30, 40))
+        self.assertEqual(options["client-ca"], "/ca.pem")
 
     def test_options_are_not_shared(self) -> None:
-        self.parse("--port", "tcp:1")
-        self.assertEqual(self.parse()["ports"], [])
+        parse("--port", "tcp:1", "--auth", "memory:ann:secret")
+        self.assertEqual((parse()["ports"], parse()["auth"]), ([], []))
+        self.assertNotIn("credCheckers", parse())
 
     def test_bad_numbers(self) -> None:
         sizes = ("max-length", "max-queue", "send-buffer", "receive-buffer")
-        times = ("write-timeout", "frame-timeout", "handler-timeout")
-        for name in sizes + times:
-            wrong = ["", "x", "0", "-1", "1e3", " 1", "1 ", "\u0661", "0x10", "inf", "nan", "1_000", "9" * 40]
-            wrong += ["1.5", "00"] if name in sizes else ["0.0", "1.", ".5", "1.5.5"]
+        counts = ("max-connections", "max-connections-per-ip")
+        times = (
+            *("write-timeout", "frame-timeout", "handler-timeout", "auth-timeout", "idle-timeout"),
+            *("heartbeat", "grace"),
+        )
+        rates = ("rate", "byte-rate")
+        off = ("idle-timeout", "heartbeat", "max-connections-per-ip", *rates)
+        for name in sizes + counts + times + rates:
+            wrong = ["", "x", "-1", "1e3", " 1", "1 ", "\u0661", "0x10", "inf", "nan", "1_000", "9" * 40]
+            wrong += ["1.5", "00"] if name in sizes + counts else ["0.0", "1.", ".5", "1.5.5"]
+            wrong += [] if name in off else ["0"]
+            wrong += ["1:", ":1", "0:1", "1:0", "1:1.5", "1:-1", "1:1:1", "1: 1"]
             for value in wrong:
                 line = self.refused(f"--{name}", value)
                 self.assertIn(f"--{name}: ", line)
                 self.assertIn(repr(value), line)
 
+    def test_switched_off(self) -> None:
+        options = parse(
+            *("--idle-timeout", "0", "--heartbeat", "0", "--max-connections-per-ip", "0"),
+            *("--rate", "0", "--byte-rate", "0"),
+        )
+        self.assertEqual(options["limits"], Limits(heartbeat=None))
+
+    def test_rates(self) -> None:
+        """With a burst or without; of messages, of bytes, or of both."""
+        for arguments, limits in (
+            (("--rate", "5"), Limits(messages_per_second=5)),
+            (("--rate", "0.5"), Limits(messages_per_second=0.5)),
+            (("--rate", "0.5:1"), Limits(messages_per_second=0.5, message_burst=1)),
+            (("--byte-rate", "5000"), Limits(bytes_per_second=5000)),
+            (("--byte-rate", "5:1"), Limits(bytes_per_second=5, byte_burst=1)),
+            (
+                ("--rate", "5:6", "--byte-rate", "7"),
+                Limits(messages_per_second=5, message_burst=6, bytes_per_second=7),
+            ),
+        ):
+            self.assertEqual(parse(*arguments)["limits"], limits)
+
+    def test_policies(self) -> None:
+        for policy in ("throttle", "close", "observe"):
+            self.assertEqual(parse("--rate-policy", policy)["limits"].rate_policy, policy)
+        for policy in ("", "Close", "none", "close\nobserve"):
+            line = self.refused("--rate-policy", policy)
+            self.assertIn(f"--rate-policy: {policy!r} must be one of throttle, close, observe", line)
+
     def test_out_of_bounds(self) -> None:
         line = self.refused("--max-length", "268435457")
         self.assertIn("--max-length must be at most 268435456", line)
-        self.assertEqual(self.parse("--max-length", "268435456")["limits"].max_length, 268435456)
+        self.assertEqual(parse("--max-length", "268435456")["limits"].max_length, 268435456)
 
     def test_buffers_that_no_socket_takes(self) -> None:
         """What `setsockopt` would refuse at every connection is refused at the start."""
         for name in ("send-buffer", "receive-buffer"):
             self.assertIn(f"--{name}", self.refused(f"--{name}", "2147483648"))
-            self.assertEqual(self.parse(f"--{name}", "2147483647")[name], 2147483647)
+            self.assertEqual(parse(f"--{name}", "2147483647")[name], 2147483647)
 
     def test_unknown(self) -> None:
         self.assertIn("nonsense", self.refused("--nonsense"))
-        self.refused("--strict=yes")
-        self.refused("argument")
-        self.refused("--max-length")
+        self.assertIn("strict", self.refused(f"--strict={SECRET}"))
+        self.refused(f"memory:ann:{SECRET}")
+        self.refused(f"--aut=memory:ann:{SECRET}")
+        self.assertIn("max-length", self.refused("--max-length"))
+        self.refused("--non\nsense")
 
     def test_version(self) -> None:
         out = io.StringIO()
         self.patch(sys, "stdout", out)
-        error = self.assertRaises(SystemExit, self.parse, "--version")
+        error = self.assertRaises(SystemExit, parse, "--version")
         self.assertEqual((error.code, out.getvalue()), (0, f"tcpjson {__version__}\n"))
 
     def test_help(self) -> None:
-        """Each option is in it, with its unit."""
-        text = Options().getUsage(width=200)
-        for name in ("port", "max-length", "max-queue", "write-timeout", "frame-timeout", "handler-timeout"):
-            self.assertIn(f"--{name}=", text)
-        self.assertIn("--strict", text)
+        """Each option is in it, with what is the default."""
+        text = Options().getUsage(width=2000)
+        lines = {line.split()[0]: line for line in text.splitlines() if line.strip().startswith("--")}
+        for name, _, default, _, _ in (row for row in Options.optParameters if len(row) == 5):
+            self.assertIn("" if default is None else str(default), lines[f"--{name}="])
+        for name in ("idle-timeout", "max-connections", "max-connections-per-ip", "rate", "byte-rate"):
+            self.assertRegex(lines[f"--{name}="], r"[^;] \[default: [^\]]+\]$")
+        for name in ("--port=", "--auth=", "--client-ca=", "--strict", "--allow-plain-auth", "--help-auth"):
+            self.assertIn(name, "\n".join(text.split()))
+        self.assertNotIn("None", text)
         self.assertIn("tcp:9999:interface=127.0.0.1", text)
 
 
-class EndpointTests(TapCase):
+class FakeFactory:
+    """A plugin that makes checkers: `error` is raised when it is to make one."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def generateChecker(self, argument: str) -> object:
+        raise self.error
+
+
+class AuthOptionTests(RefusingCase):
+    """`--auth`."""
+
+    def test_ours(self) -> None:
+        scram, token = scram_file(self.mktemp()), token_file(self.mktemp())
+        options = parse("--auth", f"scram:{scram}", "--auth", f"token:{token}")
+        self.assertEqual(options["auth"], ["scram", "token"])
+        self.assertEqual([type(each) for each in options["credCheckers"]], [VerifierChecker, TokenChecker])
+
+    def test_of_others(self) -> None:
+        options = parse("--auth", f"memory:ann:{SECRET}")
+        self.assertEqual(options["auth"], ["memory"])
+        [checker] = options["credCheckers"]
+        self.assertIn(IUsernamePassword, checker.credentialInterfaces)
+
+    def test_refused(self) -> None:
+        """The line says the option and the kind once, and of what is behind them at most a path."""
+        for value, text in (
+            (f"nonsense:{SECRET}", "--auth nonsense: there is no such kind"),
+            ("", "--auth : there is no such kind"),
+            (f"memory:{SECRET}", "--auth memory: argstring must be"),
+            (f"memory:ann:{SECRET}:bob", "--auth memory: argstring must be"),
+            ("anonymous", "--auth anonymous: it knows neither passwords nor tokens"),
+            ("scram:", "--auth scram: the path of a file must follow"),
+            ("token", "--auth token: the path of a file must follow"),
+            ("scram:/nonexistent/x", "--auth scram: /nonexistent/x: No such file or directory"),
+            ("token:/nonexistent/x", "--auth token: /nonexistent/x: No such file or directory"),
+            (f"non\nsense:{SECRET}", "there is no such kind"),
+        ):
+            line = self.refused("--auth", value)
+            self.assertIn(text, line)
+            self.assertEqual(line.count("--auth "), 1, line)
+
+    def test_a_broken_file(self) -> None:
+        """What is wrong in it is not shown: it may be a password."""
+        for kind in ("scram", "token"):
+            path = written(self.mktemp(), f"ann:{SECRET}\n".encode())
+            line = self.refused("--auth", f"{kind}:{path}")
+            self.assertIn(f"--auth {kind}: ", line)
+            self.assertIn(path, line)
+            self.assertIn("line 1", line)
+
+    def test_a_plugin_that_fails(self) -> None:
+        """Only what is meant to be read is shown, and of that, one line."""
+        for error, text in (
+            (ValueError(f"invalid literal for int() with base 10: {SECRET!r}"), "ValueError"),
+            (ImportError(SECRET), "ImportError"),
+            (strcred.InvalidAuthArgumentString(f"two parts\n{SECRET}"), "two parts"),
+            (strcred.InvalidAuthArgumentString("--auth kind: two parts"), "two parts"),
+            (strcred.InvalidAuthArgumentString(), "InvalidAuthArgumentString"),
+        ):
+            self.patch(strcred, "findCheckerFactory", lambda kind, error=error: FakeFactory(error))
+            self.assertEqual(self.refused("--auth", f"kind:{SECRET}"), f"tcpjson: --auth kind: {text}")
+
+    def test_kinds_are_listed(self) -> None:
+        options = Options()
+        options.authOutput = out = io.StringIO()
+        self.assertRaises(SystemExit, options.parseOptions, ["--help-auth"])
+        listed = {line.split()[0] for line in out.getvalue().splitlines() if line}
+        self.assertEqual({"scram", "token", "memory"} - listed, set())
+        self.assertNotIn("anonymous", listed)
+
+
+class EndpointTests(ServiceCase):
     """Endpoint strings."""
 
     def listens(self, description: str) -> tuple[Any, ...]:
         """How the memory reactor is told to listen: port, factory, backlog, interface."""
         memory = MemoryReactorClock()
         factory = TCPJSONServerFactory(memory)
-        self.successResultOf(endpoint_from(description, memory).listen(factory))
+        self.successResultOf(port_from(description, memory).endpoint.listen(factory))
         [listening] = memory.tcpServers or memory.unixServers
         return listening
 
@@ -152,6 +312,9 @@ class EndpointTests(TapCase):
             ("tcp:0:backlog=7:interface=127.0.0.1", 7),
             ("haproxy:tcp:0", 4096),
             ("haproxy:tcp:0:backlog=9", 9),
+            # Twisted takes these.
+            ("TCP:0", 4096),
+            ("HAProxy:Tcp:0", 4096),
         ):
             self.assertEqual(self.listens(description)[2], backlog, description)
 
@@ -170,15 +333,27 @@ class EndpointTests(TapCase):
         self.assertEqual(self.listens("tcp:9999")[3], "")
         self.assertEqual(self.listens("tcp:9999:interface=127.0.0.1")[3], "127.0.0.1")
 
+    def test_backlog_of_tls(self) -> None:
+        pem, folder = certificate(self.mktemp()), Path(self.mktemp())
+        folder.mkdir()
+        certificate(str(folder / "a.pem"))
+        for description, backlog in (
+            (f"ssl:0:privateKey={pem}", 4096),
+            (f"ssl:0:privateKey={pem}:backlog=5", 5),
+            (f"tls:{folder}:0", 4096),
+            (f"tls:{folder}:0:backlog=6", 6),
+            (f"SSL:0:privateKey={pem}", 4096),
+        ):
+            self.assertEqual(self.listens(description)[2], backlog, description)
+
     def test_kinds_without_a_backlog(self) -> None:
         """They are left as they are."""
         # There are no descriptors of systemd's here; a backlog it would not even know.
-        self.assertRaises(IndexError, endpoint_from, "systemd:domain=INET:index=0", MemoryReactorClock())
-        self.assertRaises(ValueError, endpoint_from, "nonsense:0", MemoryReactorClock())
+        self.assertRaises(IndexError, port_from, "systemd:domain=INET:index=0", MemoryReactorClock())
+        self.assertRaises(ValueError, port_from, "nonsense:0", MemoryReactorClock())
 
     def test_haproxy_before_tls(self) -> None:
-        pem = self.mktemp()
-        Path(pem).write_bytes(authority().issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+        pem = certificate(self.mktemp())
         _, factory, backlog, interface = self.listens(
             f"haproxy:ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
         )
@@ -188,11 +363,108 @@ class EndpointTests(TapCase):
 
     def test_haproxy(self) -> None:
         memory = MemoryReactorClock()
-        self.assertIsInstance(endpoint_from("haproxy:tcp:0", memory), ProxiedEndpoint)
-        self.assertIsInstance(endpoint_from("tcp:0", memory), TCP4ServerEndpoint)
+        self.assertIsInstance(port_from("haproxy:tcp:0", memory).endpoint, ProxiedEndpoint)
+        self.assertIsInstance(port_from("tcp:0", memory).endpoint, TCP4ServerEndpoint)
 
 
-class FileLimitTests(TapCase):
+class PortTests(ServiceCase):
+    """What a `--port` is."""
+
+    def port(self, description: str, client_ca: str | None = None) -> tap.Port:
+        port = port_from(description, MemoryReactorClock(), client_ca)
+        self.assertEqual(port.description, description)
+        return port
+
+    def test_in_the_clear(self) -> None:
+        for description in (
+            "tcp:0",
+            "tcp6:0",
+            "haproxy:tcp:0",
+            "haproxy:unix:/run/x",
+            "tcp:0:interface=unix",
+        ):
+            port = self.port(description)
+            self.assertIsNone(port.tls)
+            self.assertFalse(port.confidential, description)
+
+    def test_unix(self) -> None:
+        """Nobody is between two processes of one system."""
+        for description in ("unix:/run/x", "UNIX:/run/x"):
+            port = self.port(description)
+            self.assertIsNone(port.tls)
+            self.assertTrue(port.confidential)
+
+    def test_systemd(self) -> None:
+        self.patch(endpoints._SystemdParser, "_sddaemon", ListenFDs([3]))
+        for description, confidential in (
+            ("systemd:domain=UNIX:index=0", True),
+            ("systemd:index=0:domain=UNIX", True),
+            ("Systemd:domain=UNIX:index=0", True),
+            ("systemd:domain=INET:index=0", False),
+            ("haproxy:systemd:domain=UNIX:index=0", False),
+        ):
+            self.assertEqual(self.port(description).confidential, confidential, description)
+
+    def test_tls(self) -> None:
+        pem, folder = certificate(self.mktemp()), Path(self.mktemp())
+        folder.mkdir()
+        certificate(str(folder / "a.pem"))
+        for description in (
+            f"ssl:0:privateKey={pem}",
+            f"haproxy:ssl:0:privateKey={pem}",
+            f"tls:{folder}:0",
+            f"HAProxy:SSL:0:privateKey={pem}",
+        ):
+            port = self.port(description)
+            self.assertIsNotNone(port.tls)
+            self.assertTrue(port.confidential)
+
+    def test_client_certificates(self) -> None:
+        """They are demanded where there is TLS."""
+        description = f"ssl:0:privateKey={certificate(self.mktemp())}"
+        for client_ca, mode in ((None, SSL.VERIFY_NONE), (ca_file(self.mktemp()), SSL.VERIFY_PEER)):
+            tls = self.port(description, client_ca).tls
+            assert tls is not None
+            demanded = tls.serverConnectionForTLS(None).get_verify_mode()
+            self.assertEqual(demanded & SSL.VERIFY_PEER, mode)
+        self.assertIsNone(self.port("tcp:0", "/nonexistent").tls)
+
+    def test_refused(self) -> None:
+        """In one line that names the port."""
+        for description in (
+            *("nonsense:1", "tcp", "tcp:x", "tcp:1:nonsense=2", "haproxy:", "haproxy:nonsense:1", ""),
+            *("ssl:1:privateKey=/nonexistent", "unix", "systemd:domain=INET:index=0", "tls:/nonexistent"),
+            *(
+                "haproxy:ssl:1:privateKey=/nonexistent",
+                "ssl:1:sslmethod=SSLv3_METHOD",
+                "ssl:1:2:3:4:5:6:7:8:9",
+            ),
+        ):
+            reactor = MemoryReactorClock()
+            line = self.one_line(self.assertRaises(Refusal, open_port, description, reactor, None))
+            self.assertIn(f"--port {description}: ", line)
+        self.one_line(self.assertRaises(Refusal, open_port, "tcp:1\n2", MemoryReactorClock(), None))
+
+    def test_a_broken_authority(self) -> None:
+        pem = certificate(self.mktemp())
+        broken = written(self.mktemp(), b"nothing of the kind")
+        for path in (broken, "/nonexistent"):
+            line = self.one_line(
+                self.assertRaises(Refusal, open_port, f"ssl:0:privateKey={pem}", MemoryReactorClock(), path)
+            )
+            self.assertIn(path, line)
+
+    def test_a_number_alone(self) -> None:
+        refusal = self.assertRaises(Refusal, open_port, "9994", MemoryReactorClock(), None)
+        self.assertIn("did you mean tcp:9994?", self.one_line(refusal))
+        refusal = self.assertRaises(Refusal, open_port, "x", MemoryReactorClock(), None)
+        self.assertNotIn("did you mean", self.one_line(refusal))
+
+    def test_opened(self) -> None:
+        self.assertEqual(open_port("tcp:0", MemoryReactorClock(), None).description, "tcp:0")
+
+
+class FileLimitTests(ServiceCase):
     """The soft limit of open files."""
 
     def setUp(self) -> None:
@@ -208,132 +480,66 @@ class FileLimitTests(TapCase):
         self.limit = limit
 
     def test_raised(self) -> None:
-        raise_file_limit()
+        self.assertEqual(raise_file_limit(), 4096)
         self.assertEqual(self.limit, (4096, 4096))
 
     def test_high_enough(self) -> None:
         self.limit = (4096, 4096)
         self.refuses = AssertionError()
-        raise_file_limit()
+        self.assertEqual(raise_file_limit(), 4096)
 
     def test_refused(self) -> None:
         lines = self.lines()
-        self.refuses = ValueError("not allowed\nto raise")
-        raise_file_limit()
-        self.assertEqual(self.limit, (1024, 4096))
-        self.assertEqual(len(lines), 1)
-        self.assertIn("1024", lines[0])
+        for error in (ValueError("not allowed\nto raise"), OSError(1, "Operation not permitted")):
+            self.refuses = error
+            self.assertEqual(raise_file_limit(), 1024)
+            self.assertEqual(self.limit, (1024, 4096))
+            [line] = lines()
+            self.assertIn("1024", line)
+
+    def test_connections(self) -> None:
+        """64 files are kept for all else, and there is always one connection."""
+        for files, connections in ((1024, 960), (66, 2), (65, 1), (64, 1), (10, 1)):
+            self.assertEqual(allowed_connections(files), connections)
+        self.assertIsNone(allowed_connections(resource.RLIM_INFINITY))
 
 
-class FakePort:
-    """A listening port, as an endpoint gives it."""
+class MakingCase(ServiceCase):
+    """The way from the command line to the service."""
 
-    def __init__(self, address: Any, stopping: Deferred[None] | None = None) -> None:
-        self.address = address
-        self.stopping = stopping
-        self.listening = True
-
-    def getHost(self) -> Any:
-        return self.address
-
-    def stopListening(self) -> Deferred[None] | None:
-        self.listening = False
-        return self.stopping
-
-
-class FakeEndpoint:
-    """An endpoint whose `listen` comes to one result."""
-
-    def __init__(self, result: object) -> None:
-        self.result = result
-        self.factory: object = None
-
-    def listen(self, factory: object) -> Deferred[Any]:
-        self.factory = factory
-        return fail(Failure(self.result)) if isinstance(self.result, BaseException) else succeed(self.result)
-
-
-class ServiceTests(TapCase):
-    """Listening on all endpoints or on none."""
-
-    def service(self, *results: object) -> ServerService:
-        self.factory = TCPJSONServerFactory(Loop())
-        self.endpoints: list[Any] = [FakeEndpoint(result) for result in results]
-        return ServerService([(f"port {n}", end) for n, end in enumerate(self.endpoints)], self.factory)
-
-    def test_it_listens_once(self) -> None:
-        """`twistd` starts it twice: with its privileges, and without."""
-        lines = self.lines()
-        service = self.service(FakePort(IPv4Address("TCP", "127.0.0.1", 4711)))
-        service.privilegedStartService()
-        service.startService()
-        self.assertEqual(lines, ["listening on 127.0.0.1:4711"])
-        self.assertIs(self.endpoints[0].factory, self.factory)
-        self.assertTrue(service.running)
-
-    def test_it_listens_without_privileges(self) -> None:
-        lines = self.lines()
-        service = self.service(
-            FakePort(UNIXAddress(b"/run/x")), FakePort(UNIXAddress("/run/y")), FakePort("somewhere")
-        )
-        service.startService()
-        self.assertEqual(lines, ["listening on /run/x", "listening on /run/y", "listening on somewhere"])
-
-    def test_stop(self) -> None:
-        stopping: Deferred[None] = Deferred()
-        ports = [FakePort("a"), FakePort("b", stopping)]
-        service = self.service(*ports)
-        service.startService()
-        stopped = service.stopService()
-        assert stopped is not None
-        self.assertEqual([port.listening for port in ports], [False, False])
-        self.assertNoResult(stopped)
-        stopping.callback(None)
-        self.successResultOf(stopped)
-        self.assertFalse(service.running)
-        self.successResultOf(service.stopService())
-
-    def test_one_cannot_listen(self) -> None:
-        """The others stop, and one line says which and why."""
-        ports = [FakePort("a"), FakePort("b")]
-        error = CannotListenError("127.0.0.1", 9999, OSError(98, "Address already in use"))
-        service = self.service(ports[0], ports[1], error, FakePort("never"))
-        line = self.one_line(self.assertRaises(SystemExit, service.privilegedStartService))
-        self.assertIn("port 2", line)
-        self.assertIn("Address already in use", line)
-        self.assertEqual([port.listening for port in ports], [False, False])
-        self.assertIsNone(self.endpoints[3].factory)
-
-    def test_errors_in_one_line(self) -> None:
-        for error, text in (
-            (ValueError("first\nsecond"), "first"),
-            (ValueError(), "ValueError"),
-            (OSError(13, "Permission denied"), "Permission denied"),
-        ):
-            service = self.service(error)
-            line = self.one_line(self.assertRaises(SystemExit, service.startService))
-            self.assertTrue(line.endswith(text), line)
-
-
-class MakeServiceTests(TapCase):
-    """The whole way from the command line to a socket."""
+    files = 20000
 
     def setUp(self) -> None:
-        real: Any = reactor
+        self.real: Any = reactor
         # It is changed for the process; a test puts it back.
-        self.patch(real, "seconds", real.seconds)
-        self.patch(tap, "raise_file_limit", lambda: None)
+        self.patch(self.real, "seconds", self.real.seconds)
+        self.patch(tap, "raise_file_limit", lambda: self.files)
 
     def make(self, *arguments: str) -> ServerService:
-        options = Options()
-        options.parseOptions(arguments)
-        return makeService(options)
+        return makeService(parse(*arguments))
+
+    def refused(self, *arguments: str) -> str:
+        """The line that says why there is no service."""
+        line = self.one_line(self.assertRaises(Refusal, self.make, *arguments))
+        self.assertNotIn(SECRET, line)
+        return line
+
+    def turn_until(self, done: Any) -> None:
+        """Let the reactor run until something is so."""
+        for _ in range(1000):
+            if done():
+                return
+            self.real.iterate(0.01)
+        self.fail("it does not come")
+
+
+class MakeServiceTests(MakingCase):
+    """`makeService`."""
 
     def test_a_steady_clock(self) -> None:
         self.make()
-        real: Any = reactor
         before = time.monotonic()
-        self.assertTrue(before <= real.seconds() <= time.monotonic())
+        self.assertTrue(before <= self.real.seconds() <= time.monotonic())
 
     def test_options_reach_the_factory(self) -> None:
         service = self.make("--max-length", "100", "--send-buffer", "4096", "--strict")
@@ -341,9 +547,10 @@ class MakeServiceTests(TapCase):
         self.assertEqual(factory.limits.max_length, 100)
         self.assertIn((socket.SO_SNDBUF, 4096), factory._buffers)
         self.assertIn((socket.SO_RCVBUF, None), factory._buffers)
-        [refused] = factory.codec.decode([b"text"])
+        [refused] = factory.dialects.ready.codec.decode([b"text"])
         self.assertEqual(type(refused).__name__, "Refused")
         self.assertIs(factory.clock, reactor)
+        self.assertIsNone(factory.authenticator)
 
     def test_default_port(self) -> None:
         [(description, endpoint)] = self.make()._endpoints
@@ -353,78 +560,181 @@ class MakeServiceTests(TapCase):
     def test_named_ports_replace_it(self) -> None:
         service = self.make("--port", "tcp:1", "--port", "haproxy:tcp:2")
         self.assertEqual([description for description, _ in service._endpoints], ["tcp:1", "haproxy:tcp:2"])
+        self.assertEqual(list(service._tls), [])
 
-    def test_a_number_alone(self) -> None:
-        line = self.one_line(self.assertRaises(SystemExit, self.make, "--port", "9994"))
-        self.assertIn("did you mean tcp:9994?", line)
+    def test_bad_ports(self) -> None:
+        self.assertIn("--port 9994: ", self.refused("--port", "tcp:1", "--port", "9994"))
+
+    def test_certificates_reach_the_service(self) -> None:
+        """Those of each port with TLS, to be read anew."""
+        description = f"ssl:1:privateKey={certificate(self.mktemp())}"
+        service = self.make("--port", "tcp:1", "--port", description, "--port", "unix:/run/x")
+        [(port, tls)] = service._tls
+        self.assertEqual(port, description)
+        before = tls.serverConnectionForTLS(None).get_context()
+        service.reload()
+        self.assertIsNot(tls.serverConnectionForTLS(None).get_context(), before)
 
     def test_a_queue_shorter_than_a_message(self) -> None:
         lines = self.lines()
         self.make("--max-queue", "1048576")
-        self.assertEqual(lines, [])
+        self.assertEqual(lines(), [])
         self.make("--max-queue", "1048575")
-        self.assertEqual(len(lines), 1)
-        self.assertIn("--max-queue is less than --max-length", lines[0])
+        [line] = lines()
+        self.assertIn("--max-queue is less than --max-length", line)
 
-    def test_bad_ports(self) -> None:
-        for description in (
-            *("nonsense:1", "tcp", "tcp:x", "tcp:1:nonsense=2", "haproxy:", "haproxy:nonsense:1", ""),
-            *("ssl:1:privateKey=/nonexistent", "unix", "systemd:domain=INET:index=0"),
-        ):
-            line = self.one_line(self.assertRaises(SystemExit, self.make, "--port", description))
-            self.assertIn(f"--port {description}: ", line)
+    def test_connections(self) -> None:
+        """As many as there may be files, unless fewer are asked for."""
+        self.assertEqual(self.make().factory.limits.max_connections, 19936)
+        for given in ("19936", "5"):
+            limits = self.make("--max-connections", given).factory.limits
+            self.assertEqual(limits.max_connections, int(given))
+        line = self.refused("--max-connections", "19937")
+        self.assertIn("--max-connections: ", line)
+        self.assertIn("19936", line)
+
+    def test_connections_without_a_limit(self) -> None:
+        self.files = resource.RLIM_INFINITY
+        self.assertIsNone(self.make().factory.limits.max_connections)
+        limits = self.make("--max-connections", "999999999").factory.limits
+        self.assertEqual(limits.max_connections, 999999999)
+
+    def test_no_threads_where_nobody_logs_in(self) -> None:
+        self.assertIsNone(self.make()._pool)
+
+    def test_signals(self) -> None:
+        """What they lead to is called by the reactor, not in the midst of something else."""
+        number = signal.SIGHUP
+        before = signal.getsignal(number)
+        self.addCleanup(signal.signal, number, before)
+        waiting: list[Any] = []
+        self.patch(self.real, "callWhenRunning", lambda *call: waiting.append(call))
+        called: list[str] = []
+        self.make()._on_signal(number, lambda: called.append("it"))
+        # Twisted would put its own handlers over ours when it begins to run.
+        self.assertIs(signal.getsignal(number), before)
+        for function, *arguments in waiting:
+            function(*arguments)
+        signal.raise_signal(number)
+        self.assertEqual(called, [])
+        self.turn_until(lambda: called)
+        self.assertEqual(called, ["it"])
+
+    def test_the_end(self) -> None:
+        """The reactor stops as of the signal itself: twistd looks at which it was."""
+        told: list[tuple[str, int]] = []
+        self.patch(self.real, "sigTerm", lambda number: told.append(("TERM", number)))
+        self.patch(self.real, "sigInt", lambda number: told.append(("INT", number)))
+        service = self.make()
+        service._stop_reactor(signal.SIGTERM)
+        service._stop_reactor(signal.SIGINT)
+        self.assertEqual(told, [("TERM", signal.SIGTERM), ("INT", signal.SIGINT)])
 
 
-class SocketTests(TapCase):
-    """On the loopback, port 0."""
+class AuthenticatorTests(MakingCase):
+    """Who checks the clients."""
 
-    def service(self, loop: Loop, *descriptions: str) -> ServerService:
-        endpoints: Sequence[Any] = [(text, endpoint_from(text, loop)) for text in descriptions]
-        return ServerService(endpoints, TCPJSONServerFactory(loop))
+    def test_checkers(self) -> None:
+        service = self.make("--auth", f"memory:ann:{SECRET}", "--port", "unix:/run/x")
+        authenticator = service.factory.authenticator
+        assert authenticator is not None
+        [checker] = authenticator.checkers
+        self.assertIn(IUsernamePassword, checker.credentialInterfaces)
+        self.assertEqual(authenticator.mechanisms(True), ("plain",))
+        self.assertEqual(authenticator.mechanisms(False), ())
 
-    def test_it_serves(self) -> None:
-        loop = Loop()
-        lines = self.lines()
-        service = self.service(loop, "tcp:0:interface=127.0.0.1", "haproxy:tcp:0:interface=127.0.0.1")
-        service.privilegedStartService()
-        ports = [int(line.rpartition(":")[2]) for line in lines]
-        self.assertEqual(len(set(ports) - {0}), 2)
-        for port, header in zip(ports, (b"", b"PROXY TCP4 192.0.2.7 192.0.2.8 1000 2000\r\n"), strict=True):
-            client = socket.create_connection(("127.0.0.1", port))
-            self.addCleanup(client.close)
-            wire = Wire(loop, client)
-            wire.send(header)
-            for _ in range(1000):
-                if wire.take(1 << 16):
-                    break
-                loop.turn(0.01)
-            self.assertIn(b'"welcome"', wire.data)
-            self.assertEqual(b"192.0.2.7:1000" in wire.data, bool(header))
-        stopped = service.stopService()
-        loop.settle()
-        self.successResultOf(stopped)
-        for connection in tuple(service.factory.clients):
-            connection.transport.abortConnection()
-        loop.settle()
-        self.assertEqual(loop.readers, set())
+    def test_passwords_take_turns(self) -> None:
+        """Who sends many delays only itself."""
+        service = self.make("--auth", f"memory:ann:{SECRET}", "--allow-plain-auth")
+        authenticator, pool = service.factory.authenticator, service._pool
+        assert authenticator is not None
+        assert pool is not None
+        order: list[str] = []
+        results = [authenticator.run("many", order.append, "many") for _ in range(5 * tap._HASHERS + 5)]
+        results.append(authenticator.run("one", order.append, "one"))
+        pool.start()
+        self.addCleanup(pool.stop)
+        self.turn_until(lambda: all(result.called for result in results))
+        self.assertLess(order.index("one"), len(order) - 1)
 
-    def test_a_taken_port_leaves_nothing_behind(self) -> None:
-        loop = Loop()
-        self.addCleanup(loop.close)
-        taken = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(taken.close)
-        number = taken.getsockname()[1]
-        lines = self.lines()
-        service = self.service(
-            loop,
-            "tcp:0:interface=127.0.0.1",
-            f"tcp:{number}:interface=127.0.0.1",
-            "tcp:0:interface=127.0.0.1",
-        )
-        line = self.one_line(self.assertRaises(SystemExit, service.privilegedStartService))
-        self.assertIn(f"tcp:{number}", line)
-        self.assertEqual(len(lines), 1)
-        loop.settle()
-        self.assertEqual(loop.readers, set())
-        port = int(lines[0].rpartition(":")[2])
-        self.assertRaises(OSError, socket.create_connection, ("127.0.0.1", port), 1)
+    def test_in_the_clear(self) -> None:
+        service = self.make("--auth", f"memory:ann:{SECRET}", "--allow-plain-auth")
+        authenticator = service.factory.authenticator
+        assert authenticator is not None
+        self.assertEqual(authenticator.mechanisms(False), ("plain",))
+
+    def test_passwords_are_hashed_elsewhere(self) -> None:
+        """By threads, as many as half of the processors: all else goes on."""
+        service = self.make("--auth", f"memory:ann:{SECRET}", "--allow-plain-auth")
+        authenticator, pool = service.factory.authenticator, service._pool
+        assert authenticator is not None
+        assert pool is not None
+        pool.start()
+        self.addCleanup(pool.stop)
+        go_on = threading.Event()
+        self.addCleanup(go_on.set)
+        started: list[int] = []
+
+        def hash_one() -> int:
+            started.append(threading.get_ident())
+            go_on.wait(10)
+            return threading.get_ident()
+
+        results = [authenticator.run(address, hash_one) for address in range(tap._HASHERS + 2)]
+        self.turn_until(lambda: len(started) == tap._HASHERS)
+        self.real.iterate(0.05)
+        self.assertEqual(len(started), tap._HASHERS)
+        go_on.set()
+        self.turn_until(lambda: all(result.called for result in results))
+        self.assertNotIn(threading.get_ident(), {self.successResultOf(result) for result in results})
+        self.assertTrue(1 <= tap._HASHERS <= max(1, (os.cpu_count() or 1) // 2))
+
+
+class ProtectionTests(MakingCase):
+    """What would be no protection is refused."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.tls = f"ssl:1:privateKey={certificate(self.mktemp())}"
+        self.scram = f"scram:{scram_file(self.mktemp())}"
+        self.token = f"token:{token_file(self.mktemp())}"
+        self.client_ca = ca_file(self.mktemp())
+
+    def test_secrets_in_the_clear(self) -> None:
+        """The line names the kind and the port: the first that is wrong."""
+        for auth, name in ((f"memory:ann:{SECRET}", "memory"), (self.token, "token")):
+            for port in ("tcp:1", "haproxy:tcp:1", "haproxy:unix:/run/x"):
+                line = self.refused("--port", self.tls, "--port", port, "--auth", auth)
+                self.assertIn(f"--auth {name}: --port {port} is in the clear", line)
+                self.make("--port", port, "--auth", auth, "--allow-plain-auth")
+        self.assertIn("--port tcp:9999:interface=127.0.0.1 ", self.refused("--auth", self.token))
+
+    def test_one_of_several(self) -> None:
+        line = self.refused("--auth", self.scram, "--auth", self.token)
+        self.assertIn("--auth token: ", line)
+
+    def test_secrets_that_nobody_reads(self) -> None:
+        for auth in (f"memory:ann:{SECRET}", self.token, self.scram):
+            for port in (self.tls, "unix:/run/x", f"haproxy:{self.tls}"):
+                service = self.make("--port", port, "--auth", auth)
+                self.assertIsNotNone(service.factory.authenticator)
+
+    def test_scram_in_the_clear(self) -> None:
+        """It shows no secret."""
+        self.make("--auth", self.scram)
+
+    def test_client_certificates_without_tls(self) -> None:
+        for port in ("tcp:1", "unix:/run/x"):
+            line = self.refused("--port", port, "--client-ca", self.client_ca)
+            self.assertEqual(line, "tcpjson: --client-ca: no --port has TLS")
+
+    def test_client_certificates_beside_an_open_door(self) -> None:
+        for port in ("tcp:1", "haproxy:tcp:1"):
+            arguments = ("--port", self.tls, "--port", port, "--client-ca", self.client_ca)
+            self.assertIn(f"--client-ca: --port {port} is in the clear", self.refused(*arguments))
+            self.make(*arguments, "--auth", self.scram)
+
+    def test_client_certificates(self) -> None:
+        """Whoever is on the system may use its socket."""
+        for more in ((), ("--port", "unix:/run/x"), ("--auth", self.token)):
+            self.make("--port", self.tls, "--client-ca", self.client_ca, *more)

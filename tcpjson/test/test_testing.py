@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -53,6 +54,35 @@ class ServerTests(Case):
         peer.send({"type": "move", "x": 3}, {"type": "nobody"})
         moved, error = peer.receive()
         self.assertEqual((moved["x"], error["code"]), (3, "unknown_type"))
+
+    def test_checkers(self) -> None:
+        """With any, clients must authenticate; what they send is taken as it comes."""
+        server = self.server(checkers=[InMemoryUsernamePasswordDatabaseDontUse(ann=b"secret")])
+        peer = server.connect()
+        self.assertEqual(peer.receive()[0]["auth"], ["plain"])
+        peer.send({"type": "auth", "mechanism": "plain", "username": "ann", "password": "wrong"})
+        self.assertEqual(peer.receive()[0]["status"], "authentication_failed")
+        self.assertEqual(server.factory.clients, set())
+        peer.send({"type": "auth", "mechanism": "plain", "username": "ann", "password": "secret"})
+        # An address that failed waits a little.
+        server.advance(0.25)
+        self.assertEqual([result["user"] for result in peer.receive()], ["ann"])
+        self.assertEqual(server.factory.clients, {peer.connection})
+
+    def test_no_checkers(self) -> None:
+        self.assertEqual(self.server().connect().receive()[0]["auth"], [])
+
+    def test_a_shutdown_in_order(self) -> None:
+        """Clients are told to come back in the same order each time: nothing is left to chance."""
+        server = self.server()
+        peers = [server.connect() for _ in range(3)]
+        drained = server.factory.drain()
+        times = {id(peer.connection): peer.receive()[1]["retry_after"] for peer in peers}
+        told = [times[id(connection)] for connection in server.factory.connections]
+        self.assertEqual(told, sorted(told))
+        for peer in peers:
+            peer.close()
+        self.assertIsNone(self.successResultOf(drained))
 
     def test_each_peer_has_an_address(self) -> None:
         server = self.server()

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import Interface, implementer
 
+from tcpjson.auth import MAX_FAILURES, ITokenCredentials
+from tcpjson.core.backoff import DELAYS
 from tcpjson.core.limits import Limits
 from tcpjson.testing import MemoryServer, Peer
-from tcpjson.vectors import Matcher, Piece, Vector, load, strict_json
+from tcpjson.vectors import Matcher, Options, Piece, Vector, load, strict_json
 
 # The least with which every vector can be played.
 MAX_LENGTH = 131_072
@@ -56,6 +62,47 @@ def compare(who: str, payloads: list[bytes], matchers: list[Matcher]) -> list[st
     return wrong
 
 
+@implementer(ICredentialsChecker)
+class Tokens:
+    """Knows the tokens of a vector."""
+
+    credentialInterfaces: ClassVar[tuple[type[Interface], ...]] = (ITokenCredentials,)
+
+    def __init__(self, tokens: dict[str, str]) -> None:
+        self._names = {token: name for name, token in tokens.items()}
+
+    def requestAvatarId(self, credentials: ITokenCredentials) -> Deferred[bytes | tuple[()]]:
+        name = self._names.get(credentials.token)
+        return fail(UnauthorizedLogin()) if name is None else succeed(name.encode())
+
+
+def started(vector: Vector) -> MemoryServer:
+    """A server as a vector wants it."""
+    tokens = vector.options.tokens
+    return MemoryServer(
+        limits=Limits(max_length=MAX_LENGTH),
+        strict=vector.options.strict,
+        checkers=[Tokens(tokens)] if tokens else [],
+    )
+
+
+def pair(server: MemoryServer, vector: Vector) -> tuple[Peer, Peer]:
+    """The second client of a vector, authenticated where that is asked for, and the sender."""
+    second = welcomed(server)
+    for token in list(vector.options.tokens.values())[:1]:
+        second.send({"type": "auth", "mechanism": "token", "token": token})
+        [result] = second.receive()
+        assert result["status"] == "authenticated"
+    return second, welcomed(server)
+
+
+def send(server: MemoryServer, sender: Peer, reads: list[bytes]) -> None:
+    """Have the sender send, and wait out the answers to failed logins."""
+    for read in reads:
+        sender.send_bytes(read)
+    server.advance(sum(DELAYS[:MAX_FAILURES]))
+
+
 def welcomed(server: MemoryServer) -> Peer:
     """A client that has read its welcome."""
     peer = server.connect()
@@ -66,10 +113,9 @@ def welcomed(server: MemoryServer) -> Peer:
 
 def play(vector: Vector, cut: Cut = whole) -> list[str]:
     """Play a vector as the package says; returns what was wrong, in a line each."""
-    server = MemoryServer(limits=Limits(max_length=MAX_LENGTH), strict=vector.options.get("strict", False))
-    second, sender = welcomed(server), welcomed(server)
-    for read in cut(vector.pieces(MAX_LENGTH)):
-        sender.send_bytes(read)
+    server = started(vector)
+    second, sender = pair(server, vector)
+    send(server, sender, cut(vector.pieces(MAX_LENGTH)))
     wrong = compare("sender", sender.receive_payloads(), vector.expect)
     wrong += compare("other", second.receive_payloads(), vector.others)
     if sender.closed != (vector.then == "closed"):
@@ -115,12 +161,22 @@ class VectorTests(SynchronousTestCase):
             {"expect": vector.expect[::-1]},
             {"others": [vector.expect[0]]},
             {"then": "closed"},
-            {"options": {"strict": True}},
+            {"options": Options(strict=True)},
+            {"options": Options(tokens={"alice": "sesame"})},
             {"send": vector.send[1:]},
             {"send": [*vector.send, "00"]},
         ):
             changed = msgspec.structs.replace(vector, **changes)
             self.assertNotEqual(play(changed), [], changes)
+
+    def test_who_is_known_matters(self) -> None:
+        """Other tokens, or none, lead to other answers."""
+        [vector] = [vector for vector in VECTORS if vector.name == "auth-then-broadcast"]
+        self.assertEqual(play(vector), [])
+        [(name, token)] = vector.options.tokens.items()
+        for tokens in ({}, {name: token + "x"}, {name + "x": token}):
+            changed = msgspec.structs.replace(vector, options=Options(tokens=tokens))
+            self.assertNotEqual(play(changed), [], tokens)
 
 
 class DataTests(SynchronousTestCase):
@@ -144,7 +200,20 @@ class DataTests(SynchronousTestCase):
         self.assertEqual([v.name for v in VECTORS if not b"".join(v.pieces(MAX_LENGTH))], [])
 
     def test_options_are_those_that_are_defined(self) -> None:
-        self.assertEqual({str(vector.options) for vector in VECTORS}, {"{}", "{'strict': True}"})
+        self.assertEqual(
+            {(vector.options.strict, bool(vector.options.tokens)) for vector in VECTORS},
+            {(False, False), (True, False), (False, True)},
+        )
+
+    def test_failed_logins_stand_last(self) -> None:
+        """In their file; a runner that plays one after another on one server is not slowed down for long."""
+        failing = [
+            any(matcher.fields.get("status") == "authentication_failed" for matcher in vector.expect)
+            for vector in VECTORS
+            if vector.options.tokens
+        ]
+        self.assertIn(True, failing)
+        self.assertEqual(failing, sorted(failing))
 
     def test_pieces(self) -> None:
         for piece, expected in (
@@ -182,11 +251,9 @@ class DataTests(SynchronousTestCase):
 
 def answers(vector: Vector) -> list[tuple[bytes, Matcher]]:
     """What the server answers to the sender of a vector, and what it must be; very long answers left out."""
-    server = MemoryServer(limits=Limits(max_length=MAX_LENGTH), strict=vector.options.get("strict", False))
-    welcomed(server)
-    sender = welcomed(server)
-    for piece in vector.pieces(MAX_LENGTH):
-        sender.send_bytes(piece)
+    server = started(vector)
+    _, sender = pair(server, vector)
+    send(server, sender, vector.pieces(MAX_LENGTH))
     server.stop()
     pairs = list(zip(sender.receive_payloads(), vector.expect, strict=True))
     return [(payload, matcher) for payload, matcher in pairs if len(payload) < LONG]

@@ -2,19 +2,27 @@
 
 Each ``*.json`` here is ``{"title": ..., "vectors": [...]}``. A vector has ``name`` (unique over all files),
 ``section`` (of docs/protocol.rst), ``level`` ("classic": sections 1 to 3, with what 9 says of their errors;
-"full": the rest too), ``why``, ``send`` and ``expect``; it may have ``options`` (how to start the server;
-only ``{"strict": true}`` occurs), ``others`` (default ``[]``) and ``then`` (default "open"). To play one:
-connect a second client, then the sender, to a server without other clients that asks for no authentication,
-and read both ``welcome``. Write the pieces of ``send`` one after another, each on its own, whatever comes
-back. The sender must get exactly the frames of ``expect``, the second client exactly those of ``others``, in
-this order; a ping of the second client shows that nothing more came to it. Then "open" means that a ping of
-the sender gets its pong, and nothing comes before it; "closed", that the server ends the connection without
-another frame (a write that fails because the server already closed is no fault).
+"full": the rest too), ``why``, ``send`` and ``expect``; it may have ``options`` (how to start the server, see
+below), ``others`` (default ``[]``) and ``then`` (default "open"). To play one: connect a second client, then
+the sender, to a server without other clients, and read both ``welcome``. Write the pieces of ``send`` one
+after another, each on its own, whatever comes back. The sender must get exactly the frames of ``expect``, the
+second client exactly those of ``others``, in this order; a ping of the second client shows that nothing more
+came to it. Then "open" means that a ping of the sender gets its pong, and nothing comes before it; "closed",
+that the server ends the connection without another frame (a write that fails because the server already
+closed is no fault).
+
+Of ``options`` there are ``{"strict": true}``, strict mode, and ``{"tokens": {NAME: TOKEN, ...}}``: the server
+asks for authentication, takes these tokens by the mechanism "token", in the clear too, each for the user of
+its name, and offers no other mechanism. Without ``tokens`` it asks for none. With them, the second client
+authenticates by any of the tokens, and reads its ``auth_result``, before the sender connects; the sender
+authenticates where ``send`` does, and only there. After failed logins an ``auth_result`` may come 2 s late;
+the vectors with such logins stand last. Every server has heartbeats: ``heartbeat`` in ``welcome`` is not
+null.
 
 A piece is a hex string: the bytes of the wire, lengths included. Or an object: ``{"hex": H, "times": N}``, H
 repeated N times; ``{"hex": H, "fill": K}``, the one byte H repeated ``max_length`` - K times;
 ``{"oversize": N}``, the four bytes (big-endian) of the number ``max_length`` + N. ``max_length`` is the one
-in ``welcome``; at 131,072 or more it lets every frame of fixed length pass.
+in ``welcome``; at 131,072 or more it lets every frame of fixed length pass that section 6 does.
 
 A matcher describes one payload, which must be a JSON object valid under section 1. All of its parts, each of
 which may be left out, must hold; fields that it does not name are free. ``fields``: names and the values they
@@ -39,7 +47,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Form", "Matcher", "Piece", "Vector", "load", "strict_json"]
+__all__ = ["Form", "Matcher", "Options", "Piece", "Vector", "load", "strict_json"]
 
 Form = Literal["timestamp", "string", "nonempty", "integer", "count", "address", "object", "boolean"]
 
@@ -168,6 +176,14 @@ class Matcher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return f"the numbers {_cut(', '.join(self.numbers[name]))}"
 
 
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to start the server; the package's docstring defines each part."""
+
+    strict: bool = False
+    #: Tokens by the names of their users; authentication is asked for if there are any.
+    tokens: dict[str, str] = {}
+
+
 class Vector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One case of the contract; the package's docstring says how to play it."""
 
@@ -178,7 +194,7 @@ class Vector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     send: list[str | Piece]
     expect: list[Matcher]
     others: list[Matcher] = []
-    options: dict[str, bool] = {}
+    options: Options = Options()
     then: Literal["open", "closed"] = "open"
 
     def pieces(self, max_length: int) -> list[bytes]:

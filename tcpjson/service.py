@@ -1,0 +1,190 @@
+"""The service of `twistd tcpjson`: what listens, and what the signals do."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from twisted.application.service import Service
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from tcpjson.server import TCPJSONServerFactory
+from tcpjson.transports import client_id_of
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+    from twisted.python.failure import Failure
+    from twisted.python.threadpool import ThreadPool
+
+    from tcpjson.tls import ServerTLS
+
+log = Logger()
+
+# Days before the end of a certificate from which on the log warns, once a day.
+_WARNING_DAYS = 14
+_DAY = 86400.0
+
+
+class Refusal(SystemExit, Exception):
+    """
+    Ends the program with one line and status 1. An `Exception`, too: twistd then removes its pid file, and
+    tells the terminal that waits for a server in the background.
+    """
+
+
+def fail(reason: str) -> NoReturn:
+    """Refuse to start."""
+    raise Refusal("tcpjson: " + " ".join(reason.splitlines()))
+
+
+class ServerService(Service):
+    """
+    Listens on all endpoints or on none; stops in order (docs/protocol.rst, section 11).
+
+    SIGHUP has the files of certificates, passwords and tokens read anew; once it stops, another SIGTERM or
+    SIGINT ends it at once.
+
+    Args:
+        endpoints: each with the `--port` it came from.
+        factory: the server.
+        tls: the certificates, each with the `--port` it came from.
+        pool: threads that run while the service does.
+        on_signal: has a function called, by the reactor, at each signal of a number.
+        stop: has the reactor stop, as for the signal of a number.
+        wall: tells the time of day in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[tuple[str, IStreamServerEndpoint]],
+        factory: TCPJSONServerFactory,
+        *,
+        tls: Sequence[tuple[str, ServerTLS]] = (),
+        pool: ThreadPool | None = None,
+        on_signal: Callable[[int, Callable[[], object]], object] = lambda number, function: None,
+        stop: Callable[[int], object] = lambda number: None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.factory = factory
+        self._endpoints = endpoints
+        self._tls = tls
+        self._pool = pool
+        self._on_signal = on_signal
+        self._stop_reactor = stop
+        self._stopping = False
+        self._wall = wall
+        self._ports: list[IListeningPort] = []
+        self._looks = LoopingCall(self._look_at_certificates)
+        self._looks.clock = factory.clock
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()
+        self._listen()
+
+    def startService(self) -> None:
+        super().startService()
+        # twistd has listened already, while it had the right to; other runners start here.
+        if not self._ports:
+            self._listen()
+        self._on_signal(signal.SIGHUP, self.reload)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._on_signal(number, partial(self._told_to_stop, number))
+        if self._pool is not None:
+            self._pool.start()
+        if self._tls:
+            self._looks.start(_DAY)
+
+    def _listen(self) -> None:
+        for description, endpoint in self._endpoints:
+            listening = endpoint.listen(self.factory)
+            listening.addCallback(self._listens)
+            listening.addErrback(self._cannot_listen, description)
+            failures: list[Failure] = []
+            listening.addErrback(failures.append)
+            if failures:
+                # Out of here, twistd ends with the line and nothing has been served.
+                failures[0].raiseException()
+
+    def _listens(self, port: IListeningPort) -> None:
+        self._ports.append(port)
+        address = port.getHost()
+        where = address.name if isinstance(address, UNIXAddress) else client_id_of(address)
+        if isinstance(where, bytes):
+            where = where.decode(errors="replace")
+        log.info("listening on {where}", where=where)
+
+    def _cannot_listen(self, failure: Failure, description: str) -> None:
+        from twisted.internet import reactor
+
+        for port in self._ports:
+            port.stopListening()
+        # A Unix socket's file goes in the next turn of the reactor, which is not to run.
+        reactor.iterate(0)
+        fail(f"cannot listen on {description}: {reason_of(failure.value)}")
+
+    def reload(self) -> None:
+        """Read the files anew; where one is broken, what was read before stays in use."""
+        failures = [] if self.factory.authenticator is None else self.factory.authenticator.reload()
+        for description, tls in self._tls:
+            try:
+                tls.reload()
+            except ValueError as error:
+                failures.append(f"--port {description}: {error}")
+        for failure in failures:
+            log.error("not read anew, the old stays in use: {reason}", reason=failure)
+        if not failures:
+            log.info("certificates, passwords and tokens were read anew")
+        self._look_at_certificates()
+
+    def _look_at_certificates(self) -> None:
+        """Warn of those that soon end."""
+        left = {}
+        for description, tls in self._tls:
+            days = left[description] = round((tls.expires.timestamp() - self._wall()) / _DAY, 1)
+            if days < _WARNING_DAYS:
+                log.warn("a certificate of --port {port} ends in {days} days", port=description, days=days)
+        self.factory.stats.certificate_days = min(left.values(), default=None)
+
+    async def _stop(self) -> None:
+        ports, self._ports = self._ports, []
+        stopped = DeferredList([Deferred.fromCoroutine(_stop(port)) for port in ports])
+        log.info("shutting down: {count} connections", count=len(self.factory.connections))
+        drained = self.factory.drain()
+        await stopped
+        await drained
+        if self._looks.running:
+            self._looks.stop()
+        if self._pool is not None:
+            self._pool.stop()
+
+    def _told_to_stop(self, number: int) -> None:
+        """The first signal stops the reactor, and so this service; another waits for no client."""
+        if self._stopping:
+            self.factory.abort()
+        else:
+            self._stopping = True
+            self._stop_reactor(number)
+
+    def stopService(self) -> Deferred[Any]:
+        super().stopService()
+        self._stopping = True
+        return Deferred.fromCoroutine(self._stop())
+
+
+async def _stop(port: IListeningPort) -> None:
+    stopped = port.stopListening()
+    if stopped is not None:
+        await stopped
+
+
+def reason_of(error: BaseException | None) -> str:
+    """An error in one line."""
+    socket_error = getattr(error, "socketError", None)
+    text = str(socket_error or error).strip().splitlines()
+    return text[0] if text else type(error).__name__

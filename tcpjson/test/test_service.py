@@ -1,0 +1,539 @@
+"""The service of `twistd tcpjson`: it listens, reads files anew, looks at certificates, and ends in order."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import CannotListenError
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from tcpjson import Limits, TCPJSONServerFactory, service
+from tcpjson.auth import Authenticator
+from tcpjson.service import Refusal, ServerService, reason_of
+from tcpjson.tap import port_from
+from tcpjson.test.wires import Loop, Wire
+from tcpjson.testing import START, MemoryServer
+
+
+class ServiceCase(SynchronousTestCase):
+    """With what is logged, and with ends of the program."""
+
+    def events(self) -> list[LogEvent]:
+        """What `tap` and `service` log from now on."""
+        events: list[LogEvent] = []
+
+        @implementer(ILogObserver)
+        def observe(event: LogEvent) -> None:
+            if event.get("log_namespace") in ("tcpjson.tap", "tcpjson.service"):
+                events.append(event)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        return events
+
+    def lines(self) -> Callable[[], list[str]]:
+        """Returns what gives the lines that are logged from now on, each once."""
+        events = self.events()
+
+        def fresh() -> list[str]:
+            lines = [formatEvent(event) for event in events]
+            events.clear()
+            return lines
+
+        return fresh
+
+    def one_line(self, error: SystemExit) -> str:
+        """What the program says in its end; it is one line, and its status is 1."""
+        self.assertIsInstance(error.code, str)
+        text = str(error.code)
+        self.assertTrue(text.startswith("tcpjson: "), text)
+        self.assertEqual(len(text.splitlines()), 1, text)
+        return text
+
+
+class FakePort:
+    """A listening port, as an endpoint gives it."""
+
+    def __init__(self, address: Any = "somewhere", stopping: Deferred[None] | None = None) -> None:
+        self.address = address
+        self.stopping = stopping
+        self.listening = True
+
+    def getHost(self) -> Any:
+        return self.address
+
+    def stopListening(self) -> Deferred[None] | None:
+        self.listening = False
+        return self.stopping
+
+
+class FakeEndpoint:
+    """An endpoint whose `listen` comes to one result."""
+
+    def __init__(self, result: object) -> None:
+        self.result = result
+        self.factory: object = None
+
+    def listen(self, factory: object) -> Deferred[Any]:
+        self.factory = factory
+        return fail(Failure(self.result)) if isinstance(self.result, BaseException) else succeed(self.result)
+
+
+class FakeTLS:
+    """Certificates that end some days after `START`."""
+
+    def __init__(self, days: float) -> None:
+        self.days = days
+        self.reloads = 0
+        #: What `reload` raises.
+        self.error: Exception | None = None
+
+    @property
+    def expires(self) -> datetime:
+        return datetime.fromtimestamp(START, UTC) + timedelta(days=self.days)
+
+    def reload(self) -> None:
+        self.reloads += 1
+        if self.error is not None:
+            raise self.error
+
+
+class FakeChecker:
+    """A checker whose file is counted as read; `error` is raised then."""
+
+    credentialInterfaces = ()
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.reloads = 0
+        self.error = error
+
+    def reload(self) -> None:
+        self.reloads += 1
+        if self.error is not None:
+            raise self.error
+
+
+class FakePool:
+    """A pool of threads."""
+
+    running = False
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+
+
+class ListeningTests(ServiceCase):
+    """Listening on all endpoints or on none."""
+
+    def service(self, *results: object) -> ServerService:
+        self.factory = TCPJSONServerFactory(Loop())
+        self.endpoints: list[Any] = [FakeEndpoint(result) for result in results]
+        return ServerService([(f"port {n}", end) for n, end in enumerate(self.endpoints)], self.factory)
+
+    def test_it_listens_once(self) -> None:
+        """`twistd` starts it twice: with its privileges, and without."""
+        lines = self.lines()
+        service = self.service(FakePort(IPv4Address("TCP", "127.0.0.1", 4711)))
+        service.privilegedStartService()
+        service.startService()
+        self.assertEqual(lines(), ["listening on 127.0.0.1:4711"])
+        self.assertIs(self.endpoints[0].factory, self.factory)
+        self.assertTrue(service.running)
+
+    def test_it_listens_without_privileges(self) -> None:
+        lines = self.lines()
+        addresses: list[Any] = [
+            UNIXAddress(b"/run/x"),
+            UNIXAddress("/run/y"),
+            UNIXAddress(b"\xff"),
+            "somewhere",
+        ]
+        addresses.append(IPv6Address("TCP", "::1", 4711))
+        service = self.service(*map(FakePort, addresses))
+        service.startService()
+        names = ["/run/x", "/run/y", "\ufffd", "somewhere", "[::1]:4711"]
+        self.assertEqual(lines(), [f"listening on {name}" for name in names])
+
+    def test_stop(self) -> None:
+        stopping: Deferred[None] = Deferred()
+        ports = [FakePort("a"), FakePort("b", stopping)]
+        service = self.service(*ports)
+        service.startService()
+        stopped = service.stopService()
+        self.assertEqual([port.listening for port in ports], [False, False])
+        self.assertNoResult(stopped)
+        stopping.callback(None)
+        self.successResultOf(stopped)
+        self.assertFalse(service.running)
+        # Once more: they are not its ports any longer.
+        ports[0].listening = True
+        self.successResultOf(service.stopService())
+        self.assertTrue(ports[0].listening)
+
+    def test_one_cannot_listen(self) -> None:
+        """The others stop, and one line says which and why."""
+        ports = [FakePort("a"), FakePort("b")]
+        error = CannotListenError("127.0.0.1", 9999, OSError(98, "Address already in use"))
+        service = self.service(ports[0], ports[1], error, FakePort("never"))
+        line = self.one_line(self.assertRaises(Refusal, service.privilegedStartService))
+        self.assertIn("port 2", line)
+        self.assertIn("Address already in use", line)
+        self.assertEqual([port.listening for port in ports], [False, False])
+        self.assertIsNone(self.endpoints[3].factory)
+
+    def test_errors_in_one_line(self) -> None:
+        for error, text in (
+            (ValueError("first\nsecond"), "first"),
+            (ValueError(), "ValueError"),
+            (OSError(13, "Permission denied"), "Permission denied"),
+        ):
+            service = self.service(error)
+            line = self.one_line(self.assertRaises(Refusal, service.startService))
+            self.assertTrue(line.endswith(text), line)
+
+
+class RefusalTests(ServiceCase):
+    """`fail` and `reason_of`."""
+
+    def test_one_line(self) -> None:
+        for reason in ("why", "why\nindeed", "why\r\nindeed\n", "why\u2028indeed"):
+            error = self.assertRaises(SystemExit, service.fail, reason)
+            self.assertIn("why", self.one_line(error))
+
+    def test_twistd_can_clean_up(self) -> None:
+        """It catches an `Exception` to do so; what it lets out ends the program with the line."""
+        self.assertIsInstance(self.assertRaises(Refusal, service.fail, "why"), Exception)
+
+    def test_reasons(self) -> None:
+        socket_error = OSError(98, "Address already in use")
+        for error, text in (
+            (ValueError("  why\n not"), "why"),
+            (ValueError("\n"), "ValueError"),
+            (KeyError(), "KeyError"),
+            (CannotListenError("127.0.0.1", 9999, socket_error), str(socket_error)),
+        ):
+            self.assertEqual(reason_of(error), text)
+
+
+class RunningCase(ServiceCase):
+    """A service over a server in memory."""
+
+    def start(
+        self,
+        *,
+        tls: Sequence[tuple[str, FakeTLS]] = (),
+        checkers: Sequence[FakeChecker] = (),
+        limits: Limits | None = None,
+    ) -> None:
+        """Make the service and start it; `signals` has what is called at each."""
+        self.server = MemoryServer(limits=limits)
+        self.clock = self.server.clock
+        factory = self.server.factory
+        if checkers:
+            fake: Any = checkers
+            factory.authenticator = Authenticator(fake, self.clock, lambda key, function, *args: Deferred())
+        self.signals: dict[int, Callable[[], object]] = {}
+        self.stops: list[int] = []
+        self.stopping: Deferred[None] = Deferred()
+        self.port = FakePort(stopping=self.stopping)
+        self.pool = FakePool()
+        endpoint: Any = FakeEndpoint(self.port)
+        credentials: Any = tls
+        pool: Any = self.pool
+        self.fresh = self.lines()
+        self.service = ServerService(
+            [("port", endpoint)],
+            factory,
+            tls=credentials,
+            pool=pool,
+            on_signal=self.signals.__setitem__,
+            stop=self.stops.append,
+            wall=lambda: START + self.clock.seconds(),
+        )
+        self.service.startService()
+
+
+class ReloadTests(RunningCase):
+    """SIGHUP."""
+
+    def test_all_files(self) -> None:
+        """And no client hears of it."""
+        tls, others, checkers = FakeTLS(100), FakeTLS(100), [FakeChecker(), FakeChecker()]
+        self.start(tls=[("a", tls), ("b", others)])
+        peer = self.server.connect()
+        peer.receive()
+        fake: Any = checkers
+        self.server.factory.authenticator = Authenticator(fake, self.clock, lambda *args: Deferred())
+        self.fresh()
+        self.signals[signal.SIGHUP]()
+        self.assertEqual(
+            [each.reloads for each in (tls, others)] + [each.reloads for each in checkers], [1, 1, 1, 1]
+        )
+        self.assertEqual(self.fresh(), ["certificates, passwords and tokens were read anew"])
+        self.assertEqual((peer.receive(), peer.closed), ([], False))
+
+    def test_broken_files(self) -> None:
+        """One line for each, with its option; the others are read all the same."""
+        tls, broken = FakeTLS(100), FakeTLS(100)
+        broken.error = ValueError("cert.pem: not PEM")
+        checkers = [FakeChecker(ValueError("/run/users: line 3 is broken\nbadly")), FakeChecker()]
+        self.start(tls=[("a", broken), ("b", tls)], checkers=checkers)
+        events = self.events()
+        self.signals[signal.SIGHUP]()
+        self.assertEqual(
+            [each.reloads for each in (tls, broken)] + [each.reloads for each in checkers], [1, 1, 1, 1]
+        )
+        lines = [formatEvent(event) for event in events]
+        self.assertEqual(len(lines), 2)
+        self.assertEqual({event["log_level"] for event in events}, {LogLevel.error})
+        self.assertIn("/run/users: line 3 is broken", lines[0])
+        self.assertIn("--port a: cert.pem: not PEM", lines[1])
+        self.assertEqual([len(line.splitlines()) for line in lines], [1, 1])
+        # What is mended is read the next time.
+        broken.error = checkers[0].error = None
+        self.signals[signal.SIGHUP]()
+        self.assertEqual(formatEvent(events[-1]), "certificates, passwords and tokens were read anew")
+
+    def test_without_files(self) -> None:
+        self.start()
+        self.signals[signal.SIGHUP]()
+        self.assertIsNone(self.server.factory.stats.certificate_days)
+
+    def test_certificates_are_looked_at_at_once(self) -> None:
+        tls = FakeTLS(10)
+        self.start(tls=[("a", tls)])
+        self.assertEqual(self.server.factory.stats.certificate_days, 10)
+        tls.days = 90
+        self.fresh()
+        self.signals[signal.SIGHUP]()
+        self.assertEqual(self.server.factory.stats.certificate_days, 90)
+        self.assertEqual(len(self.fresh()), 1)
+
+
+class CertificateTests(RunningCase):
+    """Certificates that soon end."""
+
+    def warnings(self) -> list[str]:
+        return [line for line in self.fresh() if "certificate" in line]
+
+    def test_fourteen_days_before(self) -> None:
+        """From then on once a day; and the figure is there before."""
+        self.start(tls=[("tls port", FakeTLS(16))])
+        self.assertEqual(self.warnings(), [])
+        self.assertEqual(self.server.factory.stats.certificate_days, 16)
+        for days in (15.0, 14.0):
+            self.clock.advance(86400)
+            self.assertEqual(self.warnings(), [])
+            self.assertEqual(self.server.factory.stats.certificate_days, days)
+        for days in (13.0, 12.0):
+            self.clock.advance(86400)
+            self.assertEqual(self.warnings(), [f"a certificate of --port tls port ends in {days} days"])
+            self.assertEqual(self.server.factory.stats.certificate_days, days)
+
+    def test_at_the_start(self) -> None:
+        """The first of several counts, and each has a line of its own; one that ended, too."""
+        self.start(tls=[("a", FakeTLS(20)), ("b", FakeTLS(-2)), ("c", FakeTLS(13.9))])
+        self.assertEqual(
+            self.warnings(),
+            ["a certificate of --port b ends in -2.0 days", "a certificate of --port c ends in 13.9 days"],
+        )
+        self.assertEqual(self.server.factory.stats.certificate_days, -2)
+        self.clock.advance(86400)
+        self.assertEqual(len(self.warnings()), 2)
+
+    def test_they_are_warnings(self) -> None:
+        self.start(tls=[("a", FakeTLS(5))])
+        events = self.events()
+        self.clock.advance(86400)
+        self.assertEqual([event["log_level"] for event in events], [LogLevel.warn])
+
+    def test_nobody_looks_without_tls(self) -> None:
+        before = len(MemoryServer().clock.getDelayedCalls())
+        self.start()
+        self.assertEqual(len(self.clock.getDelayedCalls()), before)
+        self.assertIsNone(self.server.factory.stats.certificate_days)
+
+    def test_nobody_looks_after_the_end(self) -> None:
+        self.start(tls=[("a", FakeTLS(5))])
+        self.stopping.callback(None)
+        self.successResultOf(self.service.stopService())
+        self.fresh()
+        self.clock.advance(3 * 86400)
+        self.assertEqual(self.warnings(), [])
+
+
+class StopTests(RunningCase):
+    """The end: nobody new, all are told, the rest is cut off."""
+
+    def codes(self, *peers: Any) -> list[list[str]]:
+        """The codes of the errors that peers got."""
+        return [[error["code"] for error in peer.receive() if error["type"] == "error"] for peer in peers]
+
+    def test_the_pool_runs_meanwhile(self) -> None:
+        """Until the last client is gone: a password may still be checked."""
+        self.start()
+        self.assertTrue(self.pool.running)
+        peer = self.server.connect()
+        stopped = self.service.stopService()
+        self.stopping.callback(None)
+        self.assertTrue(self.pool.running)
+        peer.close()
+        self.successResultOf(stopped)
+        self.assertFalse(self.pool.running)
+
+    def test_without_a_pool(self) -> None:
+        endpoint: Any = FakeEndpoint(FakePort())
+        service = ServerService([("port", endpoint)], TCPJSONServerFactory(Loop()))
+        service.startService()
+        self.successResultOf(service.stopService())
+
+    def test_clients_are_told(self) -> None:
+        """With nothing listening any more."""
+        self.start()
+        peers = [self.server.connect(), self.server.connect()]
+        self.assertEqual(self.codes(*peers), [[], []])
+        self.fresh()
+        stopped = self.service.stopService()
+        self.assertFalse(self.port.listening)
+        self.assertEqual(self.fresh(), ["shutting down: 2 connections"])
+        self.assertEqual(self.codes(*peers), [["going_away"], ["going_away"]])
+        self.stopping.callback(None)
+        self.server.advance(1)
+        self.assertEqual([peer.closed for peer in peers], [True, True])
+        peers[0].close()
+        self.assertNoResult(stopped)
+        peers[1].close()
+        self.successResultOf(stopped)
+
+    def test_a_port_that_is_slow_to_stop(self) -> None:
+        """The clients need not wait for it; the end does."""
+        self.start()
+        peer = self.server.connect()
+        peer.receive()
+        stopped = self.service.stopService()
+        self.assertEqual(self.codes(peer), [["going_away"]])
+        self.server.advance(1)
+        peer.close()
+        self.assertNoResult(stopped)
+        self.stopping.callback(None)
+        self.successResultOf(stopped)
+
+    def test_a_port_that_cannot_stop(self) -> None:
+        """The server ends all the same."""
+        self.start()
+        stopped = self.service.stopService()
+        self.stopping.errback(Failure(OSError("never")))
+        self.successResultOf(stopped)
+        # Nobody waits for the error; it is logged when it is collected.
+        gc.collect()
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
+    def test_a_signal(self) -> None:
+        """It stops the reactor, which stops the service; another one ends it at once."""
+        for number, other in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)):
+            self.start()
+            peer = self.server.connect()
+            self.signals[number]()
+            self.assertEqual(self.stops, [number])
+            stopped = self.service.stopService()
+            self.stopping.callback(None)
+            self.assertFalse(peer.aborted)
+            self.signals[other]()
+            self.assertEqual(self.stops, [number])
+            self.assertTrue(peer.aborted)
+            peer.close()
+            self.successResultOf(stopped)
+
+    def test_two_signals_at_once(self) -> None:
+        """Before the reactor has stopped the service, the second already counts as one."""
+        self.start()
+        peer = self.server.connect()
+        self.signals[signal.SIGTERM]()
+        self.signals[signal.SIGINT]()
+        self.assertEqual((self.stops, peer.aborted), ([signal.SIGTERM], True))
+
+    def test_a_signal_to_a_service_that_stops(self) -> None:
+        """Whatever had it stop: it does not wait for the clients."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.start()
+            peer = self.server.connect()
+            self.service.stopService()
+            self.signals[number]()
+            self.assertEqual((self.stops, peer.aborted), ([], True))
+
+    def test_the_grace_period(self) -> None:
+        """A client that takes nothing is cut off when it is over."""
+        self.start(limits=Limits(grace=3))
+        peer = self.server.connect()
+        peer.stop_reading()
+        self.service.stopService()
+        self.server.advance(2.875)
+        self.assertFalse(peer.aborted)
+        self.server.advance(0.125)
+        self.assertTrue(peer.aborted)
+
+
+class SocketTests(ServiceCase):
+    """On the loopback, port 0."""
+
+    def service(self, loop: Loop, *descriptions: str) -> ServerService:
+        endpoints: Sequence[Any] = [(text, port_from(text, loop).endpoint) for text in descriptions]
+        return ServerService(endpoints, TCPJSONServerFactory(loop))
+
+    def test_it_serves(self) -> None:
+        loop = Loop()
+        lines = self.lines()
+        service = self.service(loop, "tcp:0:interface=127.0.0.1", "haproxy:tcp:0:interface=127.0.0.1")
+        service.privilegedStartService()
+        ports = [int(line.rpartition(":")[2]) for line in lines()]
+        self.assertEqual(len(set(ports) - {0}), 2)
+        for port, header in zip(ports, (b"", b"PROXY TCP4 192.0.2.7 192.0.2.8 1000 2000\r\n"), strict=True):
+            client = socket.create_connection(("127.0.0.1", port))
+            self.addCleanup(client.close)
+            wire = Wire(loop, client)
+            wire.send(header)
+            for _ in range(1000):
+                if wire.take(1 << 16):
+                    break
+                loop.turn(0.01)
+            self.assertIn(b'"welcome"', wire.data)
+            self.assertEqual(b"192.0.2.7:1000" in wire.data, bool(header))
+        stopped = service.stopService()
+        service.factory.abort()
+        loop.settle()
+        self.successResultOf(stopped)
+        self.assertEqual(loop.readers, set())
+
+    def test_a_taken_port_leaves_nothing_behind(self) -> None:
+        loop = Loop()
+        self.addCleanup(loop.close)
+        taken = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(taken.close)
+        number = taken.getsockname()[1]
+        lines = self.lines()
+        service = self.service(
+            loop,
+            "tcp:0:interface=127.0.0.1",
+            f"tcp:{number}:interface=127.0.0.1",
+            "tcp:0:interface=127.0.0.1",
+        )
+        line = self.one_line(self.assertRaises(SystemExit, service.privilegedStartService))
+        self.assertIn(f"tcp:{number}", line)
+        [listened] = lines()
+        loop.settle()
+        self.assertEqual(loop.readers, set())
+        port = int(listened.rpartition(":")[2])
+        self.assertRaises(OSError, socket.create_connection, ("127.0.0.1", port), 1)

@@ -1,0 +1,59 @@
+"""What a transport is made of, and whom it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv6Address as IPv6
+from ipaddress import IPv6Network, ip_address
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+# What one holder of IPv6 addresses has at the least: addresses by the milliard.
+_IPV6_PREFIX = 64
+
+
+def layers(transport: object) -> Iterator[object]:
+    """A transport, and what is below it (TLS, PROXY, the socket's transport)."""
+    yield transport
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+        yield transport
+
+
+def descriptor_of(transport: object) -> FileDescriptor | None:
+    """The socket's transport below any wrappers (TLS, PROXY), or None where there is no socket."""
+    *_, lowest = layers(transport)
+    return lowest if isinstance(lowest, FileDescriptor) else None
+
+
+def is_encrypted(transport: object) -> bool:
+    """Whether TLS is among the layers of a transport."""
+    return any(isinstance(layer, TLSMemoryBIOProtocol) for layer in layers(transport))
+
+
+def client_id_of(peer: IAddress) -> str:
+    """An address as `client_id` writes it (docs/protocol.rst, section 2)."""
+    if isinstance(peer, IPv4Address):
+        return f"{peer.host}:{peer.port}"
+    if isinstance(peer, IPv6Address):
+        return f"[{peer.host}]:{peer.port}"
+    return str(peer)
+
+
+def network_of(peer: IAddress) -> str | None:
+    """
+    What stands for one holder of addresses, where something is counted by address: the IPv4 address, the /64
+    network of an IPv6 address; None where there is neither (a Unix socket).
+    """
+    if not isinstance(peer, (IPv4Address, IPv6Address)):
+        return None
+    address = ip_address(peer.host)
+    if not isinstance(address, IPv6):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((address, _IPV6_PREFIX), strict=False))
