@@ -525,8 +525,8 @@ class Connection(TCPJSONProtocol):
         step = login.step(message)
         if isinstance(step, AuthChallenge):
             return step
-        # Neither the wait for the check nor the back-off count as the client's time; all else does, also what we
-        # do not read because of its rate: else it could stay for ever.
+        # Neither the wait for the check nor the back-off count as the client's time. All else does, its being
+        # over its rate too: it could stay for ever.
         due = self.factory.auth_deadlines.clear(self)
         left = 0.0 if due is None else due - self._clock.seconds()
         self.hold(Hold.AUTH)
@@ -567,8 +567,6 @@ class Connection(TCPJSONProtocol):
 
     def look_for_life(self) -> None:
         """See whether the client is still there."""
-        if self._holds & _ENDING:
-            return
         now = self._clock.seconds()
         # No deadline runs on while it is we who do not read, or have not done yet what it asks.
         held = bool(self._holds)
@@ -887,7 +885,6 @@ class Connection(TCPJSONProtocol):
             return
         self._retry_after = retry_after
         self._due = self._reader.count()
-        self._lift_rate()
         self._departing = self._limited = True
         self._depart()
         self.release_now(Hold.RATE)
@@ -902,9 +899,8 @@ class Connection(TCPJSONProtocol):
 
     def finish_leaving(self) -> None:
         """Close as soon as nothing is left to be answered and sent."""
-        if not self._holds & _ENDING:
-            self._leaving = True
-            self._make_room()
+        self._leaving = True
+        self._make_room()
 
     def abort(self, reason: str) -> None:
         """End the connection at once."""

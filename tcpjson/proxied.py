@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address as IPv4
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IHalfCloseableProtocol, IStreamServerEndpoint
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import Interface, implementer
 
 from tcpjson.core.proxyheader import parse_proxy_header
@@ -99,31 +98,3 @@ class ProxiedEndpoint:
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         return self._endpoint.listen(_ProxiedFactory(protocolFactory))
-
-
-class HeaderFirst:
-    """
-    A reactor for the `ssl:` endpoints of Twisted, whose connections then begin with a PROXY header in the
-    clear, as balancers send it, and go on with TLS.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
-
-    def listenSSL(
-        self,
-        port: int,
-        factory: IProtocolFactory,
-        contextFactory: Any,
-        backlog: int = 50,
-        interface: str = "",
-    ) -> IListeningPort:
-        encrypted = TLSMemoryBIOFactory(contextFactory, False, factory, self._reactor)
-        encrypted.noisy = False
-        listening: IListeningPort = self._reactor.listenTCP(
-            port, _ProxiedFactory(encrypted), backlog, interface
-        )
-        return listening

@@ -182,18 +182,6 @@ class SignalTests(ShutdownTestCase):
         self.assertLess(time.monotonic() - start, 0.9)
         [*peer.until_end()]
 
-    def test_throttled(self) -> None:
-        """Requests that wait only because there were too many are answered now."""
-        server = self.serve("--rate", "1:1")
-        received = Received(self.client(server))
-        received.peer.send(*({"type": "echo", "content": n, "id": n} for n in range(500)))
-        server.wait_for("more than the rate")
-        start = self.begin(server)
-        received.run()
-        received.peer.close()
-        self.assertEqual((received.outcome, received.answered, received.refused), ("the end", 500, 0))
-        self.assertLess(self.ended(server) - start, FAREWELL + 1)
-
 
 class EndTests(ShutdownTestCase):
     """How clients end."""
@@ -303,6 +291,18 @@ class AnswerTests(ShutdownTestCase):
         self.assertLess(self.ended(server) - start, FAREWELL + 1.5)
         for flood in floods:
             self.all_was_received(server, flood)
+
+    def test_throttled(self) -> None:
+        """Requests that wait only because there were too many are answered now."""
+        server = self.serve("--rate", "1:1")
+        received = Received(self.client(server))
+        received.peer.send(*({"type": "echo", "content": n, "id": n} for n in range(500)))
+        server.wait_for("more than the rate")
+        start = self.begin(server)
+        received.run()
+        received.peer.close()
+        self.assertEqual((received.outcome, received.answered, received.refused), ("the end", 500, 0))
+        self.assertLess(self.ended(server) - start, FAREWELL + 1)
 
     def test_slow_readers(self) -> None:
         """

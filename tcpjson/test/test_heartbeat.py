@@ -67,6 +67,7 @@ class Watch:
         """Go to the next look, and look."""
         after = self.heartbeat.next_look(self.now)
         assert after > self.now, "a look at the same time again"
+        assert len(self.looks) < 20_000, "it goes on for ever"
         self.now = after
         self.looks.append(after)
         outstanding = self.outstanding(after)

@@ -488,8 +488,6 @@ class WrappedTests(OutboxCase):
         rig = Rig(kind)
         model = Model()
         outbox = rig.outbox
-        # Whether some left in a flush, of which the owner is told in a turn to come.
-        untold = False
         try:
             for name, size, answer in operations:
                 told = len(rig.owner.told)

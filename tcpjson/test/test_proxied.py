@@ -6,7 +6,6 @@ import itertools
 import json
 import socket
 import struct
-import warnings
 from typing import Any
 
 from hypothesis import strategies as st
@@ -19,10 +18,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from tcpjson.connection import Connection
 from tcpjson.core.framing import FrameReader, frame
 from tcpjson.core.limits import Limits
-from tcpjson.proxied import HeaderFirst, IProxyListener, ProxiedEndpoint, ProxiedProtocol, is_proxied
+from tcpjson.proxied import IProxyListener, ProxiedEndpoint, ProxiedProtocol, is_proxied
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.test.hypo import given
-from tcpjson.test.wires import Loop, TLSWire, Wire, attach, server_context, socket_pair, tls_factory
+from tcpjson.test.wires import Loop, TLSWire, Wire, attach, socket_pair, tls_factory
 
 V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 4711 9999\r\n"
 V1_IPV6 = b"PROXY TCP6 2001:db8::1 2001:db8::2 4711 9999\r\n"
@@ -327,26 +326,8 @@ class TLSTests(Case):
         self.assertEqual(sum(self.factory.stats.disconnects.values()), 3)
         self.assertEqual(self.factory.stats.disconnects["handshake_failed"], 2)
 
-    def test_an_ssl_endpoint_after_the_header(self) -> None:
-        kept: list[Any] = []
-
-        class Listening(Loop):
-            def listenTCP(self, *arguments: Any) -> None:  # type: ignore[override]  # it keeps them, and listens not
-                kept.append(arguments)
-
-        self.loop = Listening()
-        self.addCleanup(self.loop.close)
-        with warnings.catch_warnings():
-            # Twisted calls what pyOpenSSL means to remove.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            HeaderFirst(self.loop).listenSSL(0, self.factory, server_context(), 7, "127.0.0.1")
-        [(port, outer, backlog, interface)] = kept
-        self.assertEqual((port, backlog, interface), (0, 7, "127.0.0.1"))
-        self.check(outer, header_first=True)
+    def test_tls_after_the_header(self) -> None:
+        self.check(self.proxied(tls_factory(self.factory, self.loop)), header_first=True)
 
     def test_the_header_within_tls(self) -> None:
         self.check(tls_factory(self.proxied(self.factory), self.loop), header_first=False)
-
-    def test_all_else_is_the_reactors(self) -> None:
-        self.loop.advance(7)
-        self.assertEqual(HeaderFirst(self.loop).seconds(), 7)

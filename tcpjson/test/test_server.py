@@ -30,7 +30,7 @@ from tcpjson.core.messages import Answer, EchoResponse, Error, Ping
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.test.wires import Loop, TLSWire, Wire, attach, connect, socket_pair, tls_factory
 from tcpjson.testing import MemoryServer, Peer
-from tcpjson.vectors import Vector, load, strict_json
+from tcpjson.vectors import strict_json
 
 
 class Do(Message, tag="do"):
@@ -146,50 +146,6 @@ class Tokens:
         if credentials.token not in self._names:
             return fail(UnauthorizedLogin())
         return succeed(self._names[credentials.token])
-
-
-class VectorTests(Case):
-    """The wire contract as data (tcpjson/vectors)."""
-
-    def play(self, vector: Vector, cut: Callable[[list[bytes]], list[bytes]]) -> None:
-        tokens = vector.options.tokens
-        checkers = [Tokens(tokens)] if tokens else []
-        server = self.server(strict=vector.options.strict, checkers=checkers)
-        other = self.peer(server)
-        if tokens:
-            other.send({"type": "auth", "mechanism": "token", "token": next(iter(tokens.values()))})
-            self.assertTypes(other.receive(), "auth_result")
-        sender = self.peer(server)
-        for piece in cut(vector.pieces(server.factory.limits.max_length)):
-            sender.send_bytes(piece)
-        if tokens:
-            # Failed logins have their answers wait.
-            server.advance(2.5)
-        for peer, expected in ((sender, vector.expect), (other, vector.others)):
-            payloads = peer.receive_payloads()
-            self.assertEqual(len(payloads), len(expected), payloads)
-            for payload, matcher in zip(payloads, expected, strict=True):
-                self.assertIsNone(matcher.mismatch(payload))
-        self.assertEqual(sender.closed, vector.then == "closed")
-        if vector.then == "open":
-            sender.send({"type": "ping"})
-            self.assertTypes(sender.receive(), "pong")
-
-    def test_each_piece_on_its_own(self) -> None:
-        for vector in load():
-            with self.subTest(vector.name):
-                self.play(vector, lambda pieces: pieces)
-
-    def test_all_in_one_read(self) -> None:
-        for vector in load():
-            with self.subTest(vector.name):
-                self.play(vector, lambda pieces: [b"".join(pieces)])
-
-    def test_byte_by_byte(self) -> None:
-        for vector in load():
-            if sum(map(len, vector.pieces(1 << 20))) < 5000:
-                with self.subTest(vector.name):
-                    self.play(vector, lambda pieces: [bytes([byte]) for byte in b"".join(pieces)])
 
 
 class FrameTests(Case):
