@@ -472,7 +472,7 @@ class IdleTests(ServerTestCase):
         writer.write(request[written:])
         self.assertEqual([writer.receive()["type"] for _ in range(5)], ["broadcast"] * 4 + ["echo_response"])
 
-    def test_handshake(self) -> None:
+    def test_the_default(self) -> None:
         """It is off unless it is asked for."""
         self.assertNotIn("idle_timeout", self.connect(shared()).welcome["limits"])
 
