@@ -1,162 +1,62 @@
-"""One connection of the server: its requests through the handlers, its answers, its end."""
+"""One client of the server: whether there is room for it, who it is, and whether it is still there."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
-
 from msgspec import UNSET
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcpjson.auth import MAX_FAILURES, SCRAM, Login
-from tcpjson.core import errors
-from tcpjson.core.encoding import QUOTE, RAW_OFFSETS, check_raw, encode, encode_message
+from tcpjson.core.encoding import encode_message
 from tcpjson.core.errors import (
     AuthFailed,
     AuthTimeout,
     BadMessage,
-    FrameTimeout,
-    GoingAway,
-    HandlerTimeout,
     HeartbeatTimeout,
     IdleTimeout,
-    Internal,
     ProtocolError,
-    RateLimited,
-    SlowConsumer,
-    TooLarge,
 )
-from tcpjson.core.framing import frame, join_frames, length_hint
 from tcpjson.core.heartbeat import Heartbeat, Silence, Verdict
-from tcpjson.core.limits import CLOSE_TIMEOUT, HIGH_WATER, PRE_AUTH_MAX_LENGTH
+from tcpjson.core.limits import PRE_AUTH_MAX_LENGTH
 from tcpjson.core.messages import (
     Auth,
     AuthChallenge,
     AuthResult,
-    Error,
     HeartbeatPing,
     Hello,
     HelloResponse,
     Message,
-    ServerStats,
 )
-from tcpjson.core.ordering import AnswerOrder, Slot
 from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
-from tcpjson.handlers import Recipients
-from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
+from tcpjson.exchange import Exchange
+from tcpjson.protocol import BATCH, Hold
 from tcpjson.proxied import IProxyListener, is_proxied
 from tcpjson.tls import peer_identity
 from tcpjson.transports import client_id_of, descriptor_of, is_encrypted, network_of
 
-if TYPE_CHECKING:
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
-
-    from tcpjson.dialects import Dialect
-    from tcpjson.server import TCPJSONServerFactory
-
-log = Logger()
-
-# Answers waiting below which a peer's requests are handled again.
-_LOW_WATER = HIGH_WATER // 2
-# Answers so short that a batch of them is less than the high-water mark.
-_SHORT = HIGH_WATER // BATCH // 2
-# Looks at a peer that takes nothing, in one write_timeout.
-_LOOKS = 4
-
-_receive = TCPJSONProtocol.dataReceived
-# Arithmetic of IntFlag is slow; on the hot path a hold is a plain number.
-_CLOSING = int(Hold.CLOSING)
-_ENDING = int(Hold.ENDING)
-# What `id` is in a request without one.
-_NO_ID = (UNSET, None)
-
-
-async def _as_coroutine(answer: Awaitable[Any]) -> Any:
-    return await answer
-
-
-class Turn:
-    """What the frames of one connection lead to, until it is sent."""
-
-    __slots__ = ("answers", "burst", "burst_size", "connection", "dirty", "gathered", "timestamp")
-
-    connection: Connection
-    timestamp: str
-
-    def __init__(self) -> None:
-        #: Payloads for the connection itself.
-        self.answers: list[bytes] = []
-        #: Bytes of those that were not returned by a handler at once.
-        self.gathered = 0
-        #: Payloads for all others.
-        self.burst: list[bytes] = []
-        self.burst_size = 0
-        #: Connections to which something was sent, and that were not flushed.
-        self.dirty: dict[Connection, None] = {}
-
 
 @implementer(IHandshakeListener, IProxyListener)
-class Connection(TCPJSONProtocol):
-    """One client: a `tcpjson.handlers.Session`, made by `TCPJSONServerFactory`."""
+class Connection(Exchange):
+    """One client, made by `TCPJSONServerFactory`."""
 
-    factory: TCPJSONServerFactory
-    dialect: Dialect
-    client_id = ""
-    user: str | None = None
-    state: Any = None
-    opened = 0.0
-    bytes_in = 0
-    messages_in = 0
-    messages_out = 0
     #: Whether it was refused at once, for want of room.
     turned_away = False
 
     # In the class until they are needed: a connection that is idle is small.
-    _state = State.OPEN
-    # The code of section 9 that says why the connection ends.
-    _reason = ""
-    _running: dict[Slot, tuple[Deferred[Any], Message]] | None = None
-    _progress: tuple[int, int, int] | None = None
-    _progress_since = 0.0
     _admitted = False
     _network: str | None = None
     _login: Login | None = None
-    _checking: Deferred[AuthResult] | None = None
-    # Whether a rate, or a shutdown, bounds how many frames are handled.
-    _limited = False
-    _meter: Meter | None = None
-    _over_rate = False
-    _throttle_call: IDelayedCall | None = None
     _greeted = False
     _answers_pings = False
     _heartbeat: Heartbeat | None = None
     _idle: Silence | None = None
-    # When the server shuts down: whether `going_away` is still to be said, and how many requests are to be
-    # handled before; whether it closes when all is sent.
-    _departing = False
-    _due = 0
-    _retry_after = 0.0
-    _leaving = False
 
-    @property
-    def bytes_out(self) -> int:
-        """Bytes that left for the client."""
-        return self._outbox.taken
-
-    # The beginning.
-
-    def __init__(self, clock: IReactorTime) -> None:
-        super().__init__(clock)
-        self._order: AnswerOrder | None = None
-        self._frame_since: float | None = None
+    # The beginning, and the end.
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -208,7 +108,7 @@ class Connection(TCPJSONProtocol):
             self.factory.admission.leave()
         descriptor = descriptor_of(self.transport)
         if handshake:
-            self._reason = refusal.code
+            self.reason = refusal.code
             self.transport.abortConnection()
             ended = Failure(ConnectionAborted())
         else:
@@ -285,207 +185,21 @@ class Connection(TCPJSONProtocol):
         elif not self.client_id:
             self.client_id = f"unix:{self.factory.stats.connections}"
 
-    # Receiving.
+    def inputEnded(self) -> None:
+        # It cannot answer a ping any more, and what waits for it is watched over by write_timeout.
+        self.factory.silence_deadlines.clear(self)
+        super().inputEnded()
 
-    def dataReceived(self, data: bytes) -> None:
-        size = len(data)
-        self.bytes_in += size
-        self.factory.stats.bytes_in += size
-        _receive(self, data)
-
-    def stringReceived(self, string: bytes) -> None:
-        """Handle one payload."""
-        self.framesReceived([string])
-
-    def framesReceived(self, payloads: list[bytes]) -> int:
-        factory = self.factory
-        outer = factory.turn
-        if outer is None:
-            turn = factory.usual_turn
-        else:
-            # In the midst of another connection's turn: a handler there made this one go on.
-            factory.commit(outer)
-            outer.connection._send_gathered(outer)
-            turn = Turn()
-        factory.turn = turn
-        turn.connection = self
-        turn.timestamp = factory.timestamps.now()
-        limited = self._limited
-        granted = payloads
-        charged = 0
-        if limited:
-            granted, charged = self._grant(payloads)
-        try:
-            handled = self._handle(granted, turn)
-        finally:
-            factory.turn = outer
-            if turn.burst or turn.dirty:
-                factory.commit(turn)
-            if answers := turn.answers:
-                self._send_now(answers)
-                answers.clear()
-                turn.gathered = 0
-        if self._outbox.answers or self._order is not None:
-            self._limit_answers()
-        if limited:
-            self._limit(payloads, charged, handled)
-        if self._holds & _CLOSING:
-            self._finish(errors.CLOSED_BY_HANDLER)
-        return handled
-
-    def _handle(self, payloads: list[bytes], turn: Turn) -> int:
-        """Handle payloads in order until something holds the rest; returns how many were handled."""
-        factory = self.factory
-        dialect = self.dialect
-        handlers = dialect.handlers
-        stats = factory.stats
-        kinds = stats.kinds
-        answers = turn.answers
-        timestamp = turn.timestamp
-        order = self._order
-        # What may be gathered before the socket is tried. When nothing waits, short answers need no counting:
-        # there are not more than fit in a batch.
-        room = HIGH_WATER - self._outbox.answers
-        short = 0 if self._outbox.answers else _SHORT
-        messages = dialect.codec.decode(payloads)
-        stats.messages_in += len(messages)
-        # Messages mostly come as more of the same: what is known of their kind is looked up when it changes.
-        kind = answer_kind = offset = None
-        handler: Any = None
-        handled = counted = 0
-        for message in messages:
-            if type(message) is not kind:
-                if kind is not None:
-                    kinds[kind] += handled - counted
-                kind = type(message)
-                handler = handlers[kind]
-                # The first at once: statistics that it asks for know of it.
-                kinds[kind] += 1
-                counted = handled + 1
-            handled += 1
-            try:
-                answer = handler(self, message)
-                if type(answer) is not answer_kind:
-                    answer_kind = type(answer)
-                    offset = RAW_OFFSETS.get(answer_kind)
-                if offset is not None:
-                    # `encode_message`, for the answers that are sent most.
-                    answer.timestamp = timestamp
-                    request_id = message.id
-                    if request_id is UNSET or request_id is None:
-                        payload = encode(answer)
-                    else:
-                        answer.id = request_id
-                        payload = encode(answer)
-                        # The handler may return it again, to a request without.
-                        answer.id = UNSET
-                    if payload[offset] != QUOTE:
-                        check_raw(answer)
-                else:
-                    payload = self._answer(answer, message)
-                    order = self._order
-            except Exception as error:
-                payload = self._refusal(error, message)
-            if order is not None and message.id in _NO_ID and payload and order.queue(payload):
-                self._limit_answers()
-            elif payload:
-                answers.append(payload)
-                if len(payload) > short:
-                    room -= len(payload)
-                    if room < 0:
-                        self._send_gathered(turn)
-                        self._limit_answers()
-                        room = HIGH_WATER - self._outbox.answers
-                        short = 0 if self._outbox.answers else _SHORT
-            if self._holds:
-                break
-        if kind is not None:
-            kinds[kind] += handled - counted
-        self.messages_in += handled
-        if handled < len(messages):
-            # What is left will be counted when it is handled.
-            stats.messages_in -= len(messages) - handled
-        return handled
-
-    def hold(self, reason: Hold) -> None:
-        super().hold(reason)
-        if not self._working:
-            # No deadline runs on while it is we who do not read.
-            self.turnEnded(0)
-
-    def turnEnded(self, handled: int) -> None:
-        """Watch over a frame that has begun; not while it is we who do not read (section 1)."""
-        reader = self._reader
-        if self._holds or not reader.begun:
-            if self._frame_since is not None:
-                self._frame_since = None
-                self.factory.frame_deadlines.clear(self)
-            return
-        if handled or self._frame_since is None:
-            self._frame_since = self._clock.seconds()
-        factory = self.factory
-        factory.frame_deadlines.set(
-            self, self._frame_since + factory.limits.frame_allowance(reader.announced)
-        )
-
-    def lengthLimitExceeded(self, length: int) -> None:
-        text = f"a frame of {length} bytes is longer than max_length, {self.MAX_LENGTH} bytes"
-        if hint := length_hint(length):
-            text += f"; {hint}: a message begins with its length in 4 bytes, big-endian"
-        self.fail(TooLarge(text))
-
-    def frame_expired(self) -> None:
-        """A frame was not complete in time."""
-        self.fail(FrameTimeout())
-
-    # Rates.
-
-    def _grant(self, payloads: list[bytes]) -> tuple[list[bytes], int]:
-        """Those of the payloads that may be handled now, and how many the meter charged."""
-        if self._departing:
-            return payloads[: self._due], 0
-        assert self._meter is not None
-        charged = self._meter.grant(payloads, self._clock.seconds())
-        if charged == len(payloads):
-            return payloads, charged
-        factory = self.factory
-        factory.stats.over_rate += 1
-        if not self._over_rate:
-            self._over_rate = True
-            log.info("{client} sends more than the rate", client=self.client_id)
-        return payloads if factory.limits.rate_policy == "observe" else payloads[:charged], charged
-
-    def _limit(self, payloads: list[bytes], charged: int, handled: int) -> None:
-        """Of the payloads, `charged` were paid for and `handled` were handled: see to the others."""
-        if self._departing:
-            self._due -= handled
-            self._depart()
-        elif self._meter is not None:
-            # They will be granted, and charged, once more.
-            self._meter.refund(payloads[handled:charged])
-            if handled == charged < len(payloads) and not self._holds & _ENDING:
-                self._slow_down(self._meter.wait())
-
-    def _slow_down(self, seconds: float) -> None:
-        """The client is over its rate, and may go on after some seconds."""
-        policy = self.factory.limits.rate_policy
-        if policy == "close":
-            self.fail(RateLimited(retry_after=round(seconds, 3)))
-        elif policy == "throttle":
-            self.hold(Hold.RATE)
-            self._throttle_call = self._clock.callLater(seconds, self._throttled)
-
-    def _throttled(self) -> None:
-        self._throttle_call = None
-        self.release_now(Hold.RATE)
-
-    def _lift_rate(self) -> None:
-        """Handle what was received at once."""
-        self._limited = False
-        self._meter = None
-        if self._throttle_call is not None:
-            self._throttle_call.cancel()
-            self._throttle_call = None
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._admitted:
+            self.factory.admission.leave()
+        if self._network is not None:
+            self.factory.admission.release(self._network)
+        if self._state is State.OPEN:
+            # The PROXY header may have come all the same.
+            self._name()
+        super().connectionLost(reason)
+        self.factory.closed(self)
 
     # `hello`, `auth` and heartbeats.
 
@@ -584,7 +298,7 @@ class Connection(TCPJSONProtocol):
                 return
             if verdict is Verdict.PING:
                 self.send(HeartbeatPing())
-        if not self._holds & _ENDING:
+        if not self._holds & Hold.ENDING:
             self._look_again(now)
 
     def _look_again(self, now: float) -> None:
@@ -595,361 +309,3 @@ class Connection(TCPJSONProtocol):
         if self._heartbeat is not None:
             looks.append(self._heartbeat.next_look(now))
         self.factory.silence_deadlines.set(self, min(looks))
-
-    # Answering.
-
-    def _answer(self, answer: object, message: Message) -> bytes:
-        """The payload of what a handler returned; empty when there is none, or none yet."""
-        if answer is None:
-            return b""
-        if isinstance(answer, (Message, dict)):
-            return encode_message(answer, self.timestamp, message.id)
-        if isinstance(answer, ProtocolError):
-            return self._refusal(answer, message)
-        if isinstance(answer, Awaitable):
-            self._await(answer, message)
-            return b""
-        raise TypeError(f"a handler returned a {type(answer).__name__}, not a message, a dict or None")
-
-    def _refusal(
-        self, error: BaseException | None, message: Message, failure: Failure | None = None
-    ) -> bytes:
-        """The error for a message that could not be handled; empty when it ends the connection."""
-        if not isinstance(error, ProtocolError):
-            kind = type(message).__name__
-            log.failure("handler of {kind} failed for {client}", failure, kind=kind, client=self.client_id)
-            error = Internal()
-        error.forget_origin()
-        if error.fatal:
-            self.fail(error)
-            return b""
-        return self._error_payload(error, message.id)
-
-    def _error_payload(self, error: ProtocolError, request_id: Any = UNSET) -> bytes:
-        self.factory.stats.errors[error.code] += 1
-        answer = Error(
-            code=error.code,
-            message=str(error).encode(errors="replace").decode(),
-            fatal=error.fatal,
-            retry_after=UNSET if error.retry_after is None else error.retry_after,
-        )
-        return encode_message(answer, self.timestamp, request_id)
-
-    def _await(self, answer: Awaitable[Any], message: Message) -> None:
-        """Have an answer that is to come sent when it is there, in its order."""
-        if self._order is None:
-            self._order = AnswerOrder()
-        if self._running is None:
-            self._running = {}
-        slot = self._order.reserve(ordered=message.id in _NO_ID)
-        deferred = answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(_as_coroutine(answer))
-        self._running[slot] = deferred, message
-        limits = self.factory.limits
-        self.factory.handler_deadlines.set((self, slot), self._clock.seconds() + limits.handler_timeout)
-        if len(self._running) >= limits.max_handlers:
-            self.hold(Hold.HANDLERS)
-        deferred.addBoth(self._answered, slot)
-
-    def _answered(self, result: object, slot: Slot) -> None:
-        running = self._running
-        if running is None or slot not in running:
-            # It took too long, or the client is gone; what it still came to matters to nobody.
-            if isinstance(result, Failure) and not result.check(CancelledError):
-                log.failure("handler failed for {client}, who is gone", result, client=self.client_id)
-            return
-        _, message = running[slot]
-        try:
-            if isinstance(result, Awaitable):
-                raise TypeError("a handler's answer is something to await once more")
-            if isinstance(result, Failure):
-                # Not raised: an asyncio.CancelledError, say, is no Exception, and is answered all the same.
-                payload = self._refusal(result.value, message, result)
-            else:
-                payload = self._answer(result, message)
-        except Exception as error:
-            payload = self._refusal(error, message)
-        self._settle(slot, payload)
-
-    def handler_expired(self, slot: Slot) -> None:
-        """A handler took too long."""
-        assert self._running is not None
-        deferred, message = self._running[slot]
-        self._settle(slot, self._refusal(HandlerTimeout(), message))
-        self._cancel(deferred)
-
-    def _settle(self, slot: Slot, payload: bytes) -> None:
-        """An unfinished handler is finished."""
-        if self._running is None or self._order is None or self._running.pop(slot, None) is None:
-            return
-        self.factory.handler_deadlines.clear((self, slot))
-        payloads = self._order.settle(slot, payload)
-        if not self._order.unsettled:
-            self._order = None
-        self._reply(payloads)
-        self._make_room()
-
-    def _reply(self, payloads: list[bytes]) -> None:
-        """Send answers to this client itself, behind those of its turn if it is in the midst of one."""
-        turn = self.factory.turn
-        if turn is not None and turn.connection is self:
-            self._gather(turn, payloads)
-        else:
-            self._send_now(payloads)
-
-    def _gather(self, turn: Turn, payloads: list[bytes]) -> None:
-        """Have payloads sent to this client itself with the answers of its turn."""
-        turn.answers += payloads
-        turn.gathered += sum(map(len, payloads))
-        if turn.gathered > HIGH_WATER:
-            self._send_gathered(turn)
-            self._limit_answers()
-
-    def _send_gathered(self, turn: Turn) -> None:
-        """Send what a turn has for its own connection."""
-        self._send_now(turn.answers)
-        turn.answers.clear()
-        turn.gathered = 0
-
-    def _send_now(self, payloads: list[bytes]) -> None:
-        """Send answers to this client itself."""
-        if payloads:
-            data = join_frames(payloads)
-            count = len(payloads)
-            self.messages_out += count
-            stats = self.factory.stats
-            stats.messages_out += count
-            stats.bytes_out += len(data)
-            self._outbox.write(data, True)
-
-    def _count_out(self, size: int) -> None:
-        """Count a message of `size` bytes with its length."""
-        self.messages_out += 1
-        stats = self.factory.stats
-        stats.messages_out += 1
-        stats.bytes_out += size
-
-    def _answers_waiting(self) -> int:
-        return self._outbox.answers + (self._order.held if self._order is not None else 0)
-
-    def _limit_answers(self) -> None:
-        """Handle no further requests while their answers wait (section 10)."""
-        if self._answers_waiting() > HIGH_WATER and not self._holds & _ENDING:
-            self.hold(Hold.ANSWERS)
-
-    def _make_room(self) -> None:
-        """Handle requests again where there is room, close where there is nothing left to do."""
-        holds = self._holds
-        running = self._running or ()
-        if holds & Hold.ANSWERS and self._answers_waiting() <= _LOW_WATER:
-            self.release(Hold.ANSWERS)
-        if holds & Hold.HANDLERS and len(running) <= self.factory.limits.max_handlers // 2:
-            self.release(Hold.HANDLERS)
-        busy = running or self._checking or self._departing or self._outbox.waiting
-        if (self._input_ended or self._leaving) and not busy:
-            self._finish(GoingAway.code if self._leaving else errors.CLIENT_CLOSED)
-
-    def outboxDrained(self) -> None:
-        super().outboxDrained()
-        if not self._outbox.waiting:
-            self.factory.write_deadlines.clear(self)
-        self._make_room()
-
-    def outboxWaits(self) -> None:
-        self._progress = None
-        self.factory.write_deadlines.set(
-            self, self._clock.seconds() + self.factory.limits.write_timeout / _LOOKS
-        )
-
-    def look_at_progress(self) -> None:
-        """Something waits for the client: see whether it takes any of it (section 9, `slow_consumer`)."""
-        if self._holds & _ENDING or not self._outbox.waiting:
-            return
-        factory = self.factory
-        timeout = factory.limits.write_timeout
-        now = self._clock.seconds()
-        progress = self._outbox.progress()
-        # Every deadline stands still while it is we who do not read (section 1).
-        if progress != self._progress or self._holds:
-            self._progress = progress
-            self._progress_since = now
-        elif now - self._progress_since >= timeout:
-            self.fail(SlowConsumer(f"nothing was taken for {timeout:g} seconds"))
-            return
-        factory.write_deadlines.set(self, now + timeout / _LOOKS)
-
-    # What handlers call.
-
-    @property
-    def timestamp(self) -> str:
-        factory = self.factory
-        return factory.timestamps.now() if factory.turn is None else factory.turn.timestamp
-
-    def server_stats(self) -> ServerStats:
-        return self.factory.server_stats()
-
-    def send(self, message: Message | dict[str, Any]) -> None:
-        payload = encode_message(message, self.timestamp)
-        factory = self.factory
-        turn = factory.turn
-        if turn is not None and turn.connection is self:
-            self._gather(turn, [payload])
-            return
-        if turn is not None:
-            # It must not overtake a broadcast of the same turn.
-            factory.commit(turn)
-        data = frame(payload)
-        if self.has_room(len(data)):
-            self._count_out(len(data))
-            if turn is None:
-                self._outbox.write(data)
-            else:
-                self._outbox.push(data)
-                turn.dirty[self] = None
-
-    def broadcast(self, message: Message | dict[str, Any]) -> Recipients:
-        return Recipients(self.factory.broadcast(self, encode_message(message, self.timestamp)))
-
-    def close(self) -> None:
-        turn = self.factory.turn
-        if turn is not None and turn.connection is self:
-            self.hold(Hold.CLOSING)
-            return
-        if turn is not None:
-            # A broadcast of the same turn was sent before.
-            self.factory.commit(turn)
-        self._finish(errors.CLOSED_BY_HANDLER)
-
-    def stopProducing(self) -> None:
-        self.close()
-
-    def has_room(self, size: int) -> bool:
-        """
-        Whether `size` bytes more may wait for the client, beside the answers to its own requests; the socket
-        is tried before the queue is called full, and the connection ends when it is. What is longer than the
-        queue has room when nothing else waits.
-        """
-        outbox = self._outbox
-        limit = self.factory.limits.max_queue
-        if (queued := outbox.waiting - outbox.answers) and queued + size > limit:
-            outbox.flush()
-            if (queued := outbox.waiting - outbox.answers) and queued + size > limit:
-                self.fail(SlowConsumer("the queue of messages to it is full"))
-                return False
-        return not self._holds & _ENDING
-
-    # The end.
-
-    def fail(self, error: ProtocolError) -> None:
-        """End the connection with a fatal error (section 9)."""
-        if self._holds & _ENDING:
-            return
-        if isinstance(error, SlowConsumer):
-            self._outbox.drop_unbegun()
-        self._finish(error.code, frame(self._error_payload(error)))
-
-    def _finish(self, reason: str, last: bytes = b"") -> None:
-        """Send the answers already made, then `last`, then close."""
-        if self._holds & _ENDING:
-            return
-        factory = self.factory
-        self._reason = self._reason or reason
-        self._state = advance(self._state, Event.ENDED)
-        factory.leave(self)
-        turn = factory.turn
-        if turn is not None and turn.connection is self:
-            factory.commit(turn)
-            self._send_gathered(turn)
-        if self._order is not None:
-            self._send_now(self._order.give_up())
-        if last:
-            self._count_out(len(last))
-        # What the system still has for a client that reads slowly gets the whole of the grace period.
-        patient = self._leaving and self._outbox.outstanding() is not None
-        self.end(last, max(CLOSE_TIMEOUT, factory.grace_left()) if patient else CLOSE_TIMEOUT)
-        self._cancel_running()
-
-    # The shutdown of the server.
-
-    @property
-    def going_away(self) -> GoingAway:
-        """The error that says so."""
-        return GoingAway(retry_after=self._retry_after)
-
-    def go_away(self, retry_after: float) -> None:
-        """Handle the requests that are complete, then say: come again in `retry_after` seconds."""
-        if self._holds & _ENDING:
-            return
-        if self._state is State.OPEN:
-            self._reason = GoingAway.code
-            self.transport.abortConnection()
-            return
-        self._retry_after = retry_after
-        self._due = self._reader.count()
-        self._departing = self._limited = True
-        self._depart()
-        self.release_now(Hold.RATE)
-
-    def _depart(self) -> None:
-        """Say that the server goes away, if all that came before is handled."""
-        if self._departing and not (self._due or self._checking or self._holds & _ENDING):
-            self._departing = self._limited = False
-            self.dialect = self.dialect.leaving
-            self._reply([self._error_payload(self.going_away)])
-            self._make_room()
-
-    def finish_leaving(self) -> None:
-        """Close as soon as nothing is left to be answered and sent."""
-        self._leaving = True
-        self._make_room()
-
-    def abort(self, reason: str) -> None:
-        """End the connection at once."""
-        self._reason = self._reason or reason
-        self.transport.abortConnection()
-
-    def _cancel_running(self) -> None:
-        if self._checking is not None:
-            self._checking.cancel()
-        running, self._running = self._running, None
-        for slot, (deferred, _) in (running or {}).items():
-            self.factory.handler_deadlines.clear((self, slot))
-            self._cancel(deferred)
-
-    def _cancel(self, deferred: Deferred[Any]) -> None:
-        try:
-            deferred.cancel()
-        # The canceller is the application's: whatever it raises, the other handlers are cancelled too.
-        except Exception:
-            log.failure("a handler for {client} cannot be cancelled", client=self.client_id)
-
-    def inputEnded(self) -> None:
-        """The client sends no more; it gets its answers, and no broadcasts."""
-        self.factory.frame_deadlines.clear(self)
-        # It cannot answer a ping any more, and what waits for it is watched over by write_timeout.
-        self.factory.silence_deadlines.clear(self)
-        self.factory.leave(self)
-        self._make_room()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        factory = self.factory
-        self._lift_rate()
-        super().connectionLost(reason)
-        if not self._reason:
-            if self._state is State.OPEN:
-                # The PROXY header may have come all the same.
-                self._name()
-                self._reason = errors.HANDSHAKE_FAILED
-            elif reason.check(ConnectionDone):
-                self._reason = errors.CLIENT_CLOSED
-            else:
-                self._reason = errors.CONNECTION_LOST
-        self._state = advance(self._state, Event.LOST)
-        factory.leave(self)
-        for deadlines in factory.connection_deadlines:
-            deadlines.clear(self)
-        self._cancel_running()
-        if self._admitted:
-            factory.admission.leave()
-        if self._network is not None:
-            factory.admission.release(self._network)
-        factory.closed(self, self._reason)

@@ -16,7 +16,7 @@ from twisted.internet.tcp import Connection as TCPConnection
 from twisted.logger import Logger
 
 from tcpjson._version import __version__
-from tcpjson.connection import Connection, Turn
+from tcpjson.connection import Connection
 from tcpjson.core.admission import Admission
 from tcpjson.core.encoding import encode_message
 from tcpjson.core.errors import GoingAway, ProtocolError
@@ -27,6 +27,7 @@ from tcpjson.core.ordering import Slot
 from tcpjson.core.stats import SAMPLE_INTERVAL, ClosedConnection, Stats
 from tcpjson.deadlines import Deadlines
 from tcpjson.dialects import Dialects
+from tcpjson.exchange import Exchange, Turn
 from tcpjson.handlers import Router
 from tcpjson.timestamps import Timestamps
 from tcpjson.transports import descriptor_of
@@ -124,7 +125,7 @@ class TCPJSONServerFactory(ServerFactory):
         self.dialects = Dialects(Connection.hello, Connection.authenticate, routers, strict)
         self.timestamps = Timestamps(wall)
         #: Those that are served.
-        self.clients: set[Connection] = set()
+        self.clients: set[Exchange] = set()
         #: Those that are connected, whatever their state.
         self.connections: set[Connection] = set()
         self.admission = Admission(self.limits)
@@ -140,16 +141,16 @@ class TCPJSONServerFactory(ServerFactory):
         self.turn: Turn | None = None
         self.usual_turn = Turn()
         self.auth_deadlines = Deadlines[Connection](clock, Connection.auth_expired)
-        self.frame_deadlines = Deadlines[Connection](clock, Connection.frame_expired)
-        self.write_deadlines = Deadlines[Connection](clock, Connection.look_at_progress)
+        self.frame_deadlines = Deadlines[Exchange](clock, Exchange.frame_expired)
+        self.write_deadlines = Deadlines[Exchange](clock, Exchange.look_at_progress)
         self.silence_deadlines = Deadlines[Connection](clock, Connection.look_for_life)
-        self.connection_deadlines = (
+        self.connection_deadlines: tuple[Deadlines[Any], ...] = (
             self.auth_deadlines,
             self.frame_deadlines,
             self.write_deadlines,
             self.silence_deadlines,
         )
-        self.handler_deadlines = Deadlines[tuple[Connection, Slot]](
+        self.handler_deadlines = Deadlines[tuple[Exchange, Slot]](
             clock, lambda key: key[0].handler_expired(key[1])
         )
         self._start_time = self.timestamps.now()
@@ -207,26 +208,26 @@ class TCPJSONServerFactory(ServerFactory):
         """Whether a connection that was refused may wait for the peer to close it."""
         return len(self.connections) - self.admission.admitted <= _LINGERING
 
-    def closed(self, connection: Connection, code: str) -> None:
-        """A connection is gone; `code` is one of section 9."""
+    def closed(self, connection: Connection) -> None:
+        """A connection is gone."""
         self.connections.discard(connection)
         if connection.turned_away:
-            self._refusals.note(code)
+            self._refusals.note(connection.reason)
         else:
-            self._remember(connection, code)
-        self.stats.disconnects[code] += 1
+            self._remember(connection)
+        self.stats.disconnects[connection.reason] += 1
         self._stop_timers()
         if self.draining and not self.connections:
             self._end_drain()
 
-    def _remember(self, connection: Connection, code: str) -> None:
+    def _remember(self, connection: Connection) -> None:
         """Keep, and log, what there is to say of a connection that was."""
         age = self.clock.seconds() - connection.opened
         self.stats.closed.append(
             ClosedConnection(
                 connection.client_id,
                 connection.user,
-                code,
+                connection.reason,
                 age,
                 connection.bytes_in,
                 connection.bytes_out,
@@ -237,7 +238,7 @@ class TCPJSONServerFactory(ServerFactory):
             " messages_out={messages_out} bytes_in={bytes_in} bytes_out={bytes_out}",
             client=connection.client_id,
             user=_user(connection),
-            code=code,
+            code=connection.reason,
             seconds=age,
             messages_in=connection.messages_in,
             messages_out=connection.messages_out,
@@ -276,11 +277,11 @@ class TCPJSONServerFactory(ServerFactory):
             "login failed {client} mechanism={mechanism}", client=connection.client_id, mechanism=mechanism
         )
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: Exchange) -> None:
         """A client is served no more."""
         self.clients.discard(connection)
 
-    def broadcast(self, sender: Connection, payload: bytes) -> int:
+    def broadcast(self, sender: Exchange, payload: bytes) -> int:
         """Hand a payload to all clients but its sender; returns to how many."""
         recipients = len(self.clients) - (sender in self.clients)
         self.stats.broadcasts += 1
@@ -308,7 +309,7 @@ class TCPJSONServerFactory(ServerFactory):
                 connection._outbox.flush()
             turn.dirty.clear()
 
-    def _deliver(self, sender: Connection, payloads: list[bytes]) -> None:
+    def _deliver(self, sender: Exchange, payloads: list[bytes]) -> None:
         """Send payloads to all clients but one."""
         data = join_frames(payloads)
         size = len(data)

@@ -110,7 +110,10 @@ class CertificateTestCase(ServerTestCase):
         before = len(server.log)
         server.signal(signal.SIGHUP)
         server.wait_for(r"read anew", since=before)
-        # What it says besides is there when it answers again.
+        # When it has logged the end of a connection that came later, it has said all.
+        with socket.create_connection(server.address, TIMEOUT) as later:
+            port = later.getsockname()[1]
+        server.wait_for(rf"\] disconnected \S+:{port} ", since=before)
         return [line.partition("] ")[2] for line in server.log[before:] if "read anew" in line]
 
 

@@ -150,6 +150,8 @@ class HandshakeTests(ServerTestCase):
         self.assertLess(time.monotonic() - start, 4)
         host, port = silent.getsockname()
         self.assertEqual(self.figures(f"{host}:{port}")["reason"], "handshake_failed")
+        # Whoever has done with the handshake has all the time there is.
+        self.assertEqual(other.stats()["connected_clients"], 1)
 
     def test_half_a_handshake(self) -> None:
         """A ClientHello alone, and then nothing: the certificate, no `welcome`, and the end."""

@@ -21,7 +21,7 @@ FLOORS = (
     {"_version", "core"},
     {"deadlines", "timestamps", "transports", "outbox", "proxied", "protocol", "tls", "handlers"},
     {"fairqueue", "verifiers", "auth"},
-    {"classic", "dialects", "connection", "server"},
+    {"classic", "dialects", "exchange", "connection", "server"},
     {"", "vectors", "testing", "service", "tap", "passwd"},
 )
 

@@ -10,7 +10,7 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 
-from tcpjson import connection
+from tcpjson import connection, exchange
 from tcpjson.core.limits import Limits
 from tcpjson.core.session import TRANSITIONS, Event, State, advance
 from tcpjson.proxied import ProxiedProtocol
@@ -73,7 +73,8 @@ class UseTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.taken: set[tuple[State, Event]] = set()
-        self.patch(connection, "advance", self.take)
+        for module in (connection, exchange):
+            self.patch(module, "advance", self.take)
 
     def take(self, state: State, event: Event) -> State:
         """`advance`, with a note of the step."""
