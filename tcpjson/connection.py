@@ -16,6 +16,7 @@ from tcpjson.core.errors import (
     AuthFailed,
     AuthTimeout,
     BadMessage,
+    HandlerTimeout,
     HeartbeatTimeout,
     IdleTimeout,
     ProtocolError,
@@ -175,6 +176,8 @@ class Connection(Exchange):
         """It took too long to say who it is."""
         if self._state is State.OPEN:
             self.transport.abortConnection()
+        elif self._checking is not None:
+            self._checking.cancel()
         else:
             self.fail(AuthTimeout())
 
@@ -241,8 +244,11 @@ class Connection(Exchange):
             return step
         # Neither the wait for the check nor the back-off count as the client's time. All else does, its being
         # over its rate too: it could stay for ever.
-        due = self.factory.auth_deadlines.clear(self)
-        left = 0.0 if due is None else due - self._clock.seconds()
+        now = self._clock.seconds()
+        deadlines = self.factory.auth_deadlines
+        left = (deadlines.clear(self) or now) - now
+        # A checker, or the queue before it, that takes as long as no handler may.
+        deadlines.set(self, now + self.factory.limits.handler_timeout)
         self.hold(Hold.AUTH)
         self._checking = step
         step.addBoth(self._checked, message, login, left)
@@ -253,8 +259,10 @@ class Connection(Exchange):
         self._checking = None
         if self._state is not State.AUTHENTICATING:
             return
+        self.factory.auth_deadlines.clear(self)
         if isinstance(result, Failure):
-            self._reply([self._refusal(result.value, message, result)])
+            # It was cancelled, which alone makes it fail.
+            self._reply([self._refusal(HandlerTimeout(), message)])
         else:
             self._reply([encode_message(result, self.timestamp, message.id)])
             if result.user is not UNSET:

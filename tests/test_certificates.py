@@ -274,7 +274,6 @@ class RefusalTests(CertificateTestCase):
         rows = {
             ("--client-ca", ca): "--client-ca: no --port has TLS",
             ("--client-ca", ca, "--port", good.port, "--port", LOOPBACK): "in the clear",
-            ("--client-ca", str(none), "--port", good.port): f"{none}: No such file",
             ("--client-ca", str(good.key), "--port", good.port): f"{good.key}: no certificate",
             ("--client-ca", str(cut), "--port", good.port): f"{cut}: cut short",
             (
@@ -292,12 +291,12 @@ class RefusalTests(CertificateTestCase):
             ): "another certificate",
             ("--port", f"tls:{empty}:port=0:{interface}"): f"{empty}: no certificate",
         }
-        programs = [(serve(*row), row, what) for row, what in rows.items()]
-        for program, row, what in programs:
+        programs = [(serve(*row), what) for row, what in rows.items()]
+        for program, what in programs:
             status, output = program.ended()
             self.assertEqual(status, 1, output)
             self.assertEqual(len(output.splitlines()), 1, output)
-            self.assertTrue(output.startswith(f"tcpjson: {row[-2] if len(row) == 2 else '--'}"), output)
+            self.assertRegex(output, "^tcpjson: --(port|client-ca)")
             self.assertIn(what, output)
 
 

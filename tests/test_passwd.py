@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import termios
-import time
+import threading
+from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.harness import TIMEOUT, ServerTestCase, certificates, command
+from tcpjson.verifiers import Verifier
+from tests.harness import TIMEOUT, Message, ServerTestCase, certificates, command
 from tests.identities import new_path, new_source, plain, scram, token, write
 
 SECRET = "hunter2 \N{GREEK SMALL LETTER OMEGA}"
@@ -33,22 +35,30 @@ def environment() -> dict[str, str]:
     return command()[1]
 
 
-def run(*arguments: str, given: str | bytes = b"", umask: int = 0o022) -> subprocess.CompletedProcess[str]:
-    """Run the program to its end, without a terminal."""
-    text = given.encode() if isinstance(given, str) else given
-    ended = subprocess.run(
-        [*PROGRAM, *arguments],
-        env=environment(),
-        input=text,
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=False,
-        # Nobody is to be asked.
-        start_new_session=True,
-        umask=umask,
-    )
-    output = [stream.decode(errors="backslashreplace") for stream in (ended.stdout, ended.stderr)]
-    return subprocess.CompletedProcess(ended.args, ended.returncode, *output)
+class Run:
+    """The program without a terminal, started and not waited for. It reads `given`."""
+
+    def __init__(self, *arguments: str, given: str | bytes = b"", umask: int = 0o022) -> None:
+        self._process = subprocess.Popen(
+            [*PROGRAM, *arguments],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Nobody is to be asked.
+            start_new_session=True,
+            umask=umask,
+        )
+        self._given = given.encode() if isinstance(given, str) else given
+
+    def ended(self) -> tuple[int, str, str]:
+        """Wait for its end; returns its status, its output, and what it told."""
+        output, told = self._process.communicate(self._given, TIMEOUT)
+        return (
+            self._process.returncode,
+            output.decode(errors="backslashreplace"),
+            told.decode(errors="backslashreplace"),
+        )
 
 
 class Terminal:
@@ -174,30 +184,31 @@ class TerminalTests(SynchronousTestCase):
 class ProgramTests(ServerTestCase):
     """Scripts run it; a server reads what it wrote."""
 
-    def ok(self, ended: subprocess.CompletedProcess[str], told: str) -> str:
+    def ok(self, run: Run, told: str) -> str:
         """See that it went well, and says so in one line of standard error; returns its output."""
-        self.assertEqual(ended.returncode, 0, ended)
-        self.assertEqual(len(ended.stderr.splitlines()), 1, ended)
-        self.assertTrue(ended.stderr.startswith(f"tcpjson.passwd: {told}"), ended)
-        self.assertNotIn("hunter", ended.stderr)
-        return ended.stdout
+        status, output, error = run.ended()
+        self.assertEqual(status, 0, error)
+        self.assertEqual(len(error.splitlines()), 1, error)
+        self.assertTrue(error.startswith(f"tcpjson.passwd: {told}"), error)
+        self.assertNotIn("hunter", error)
+        return output.strip()
 
-    def no(self, ended: subprocess.CompletedProcess[str], told: str, status: int = 1) -> None:
-        """See that it failed, and says why in one line."""
-        self.assertEqual((ended.returncode, ended.stdout), (status, ""), ended)
-        self.assertIn(told, ended.stderr.splitlines()[-1])
+    def no(self, run: Run, told: str, status: int = 1) -> None:
+        """See that it failed, and says why in its last line, which for the status 1 is the only one."""
+        ended, output, error = run.ended()
+        self.assertEqual((ended, output), (status, ""), error)
+        self.assertIn(told, error.splitlines()[-1])
         if status == 1:
-            self.assertEqual(len(ended.stderr.splitlines()), 1, ended)
-        self.assertNotIn("hunter", ended.stderr)
+            self.assertEqual(len(error.splitlines()), 1, error)
+        self.assertNotIn("hunter", error)
 
     def test_a_life(self) -> None:
         """Users and tokens are added, changed and removed while a server runs."""
         users, tokens = new_path(".users"), new_path(".tokens")
-        self.ok(
-            run("--password-stdin", str(users), "alice", given=f"{SECRET}\n"), "set the password of alice"
-        )
-        made = self.ok(run("--token", str(tokens), "sensor"), "added a token of sensor").split()
-        self.assertEqual([len(each) for each in made], [43])
+        alice = Run("--password-stdin", str(users), "alice", given=f"{SECRET}\n")
+        sensor = Run("--token", str(tokens), "sensor")
+        self.ok(alice, "set the password of alice")
+        made = [self.ok(sensor, "added a token of sensor")]
         for path in (users, tokens):
             self.assertEqual(path.stat().st_mode & 0o777, 0o600)
             self.assertNotIn(made[0], path.read_text(encoding="utf-8"))
@@ -205,18 +216,20 @@ class ProgramTests(ServerTestCase):
         server = self.start("--auth", f"scram:{users}", "--auth", f"token:{tokens}", ports=[port])
         self.tls = True
 
-        def status(log_in: object, *secrets: str) -> str:
-            assert callable(log_in)
+        def status(log_in: Callable[..., Message], *secrets: str) -> str:
             return str(log_in(self.connect(server, source=new_source()), *secrets)["status"])
 
         yes, no = "authenticated", "authentication_failed"
         for log_in in (scram, plain):
             self.assertEqual(status(log_in, "alice", SECRET), yes)
         self.assertEqual(status(token, made[0]), yes)
-        given = run("--password-stdin", "--iterations", "5000", str(users), "alice", given="hunter3")
-        self.ok(given, "set the password of alice")
-        self.ok(run("--password-stdin", str(users), "Bob", given="hunter4\r\n"), "set the password of Bob")
-        made += self.ok(run("--token", str(tokens), "sensor"), "added a token of sensor").split()
+        alice = Run("--password-stdin", "--iterations", "5000", str(users), "alice", given="hunter3")
+        bob = Run("--password-stdin", str(users), "Bob", given="hunter4\r\n")
+        sensor = Run("--token", str(tokens), "sensor")
+        self.ok(alice, "set the password of alice")
+        self.ok(bob, "set the password of Bob")
+        made.append(self.ok(sensor, "added a token of sensor"))
+        self.assertEqual([len(each) for each in made], [43, 43])
         # It reads when it is told, and not before.
         self.assertEqual(status(plain, "alice", "hunter3"), no)
         server.signal(signal.SIGHUP)
@@ -226,8 +239,12 @@ class ProgramTests(ServerTestCase):
             self.assertEqual(status(log_in, "alice", "hunter3"), yes)
             self.assertEqual(status(log_in, "Bob", "hunter4"), yes)
         self.assertEqual([status(token, each) for each in made], [yes, yes])
-        self.ok(run("--delete", str(users), "alice"), "removed user alice")
-        self.ok(run("--delete", "--token", str(tokens), "sensor"), "removed token sensor")
+        alice, sensor = (
+            Run("--delete", str(users), "alice"),
+            Run("--delete", "--token", str(tokens), "sensor"),
+        )
+        self.ok(alice, "removed user alice")
+        self.ok(sensor, "removed token sensor")
         server.signal(signal.SIGHUP)
         server.wait_for("were read anew", 2)
         self.assertEqual(status(plain, "alice", "hunter3"), no)
@@ -239,52 +256,55 @@ class ProgramTests(ServerTestCase):
         place = new_path(".folder")
         place.mkdir()
         users = place / "users"
-        self.ok(run("--password-stdin", str(users), "alice", given="hunter2"), "set the password of alice")
-        before = users.read_bytes()
+        before = f"alice:{Verifier.make(SECRET, 4096, os.urandom).format()}\n"
+        write(users, before)
         broken = write(place / "broken", "hunter")
         path = str(users)
-        self.no(run(path, "alice"), "no terminal to ask on: use --password-stdin")
-        self.no(run("--password-stdin", path, "alice"), "the password is empty")
-        self.no(run("--password-stdin", path, "alice", given=b"hunter\xff\n"), "the password is not UTF-8")
-        self.no(run("--password-stdin", path, "alice", given="hunter" * 200), "longer than 1024 bytes")
-        self.no(run("--password-stdin", path, "hun:ter", given="hunter2"), "the name: ")
-        self.no(run("--delete", path, "bob"), "there is no bob")
-        self.no(run("--delete", str(place / "none"), "bob"), "No such file")
-        self.no(run("--token", str(place / "none" / "x"), "bob"), "No such file")
-        self.no(run("--token", path, "bob"), f"{path}: line 2: ")
-        self.no(run("--password-stdin", str(broken), "bob", given="hunter2"), f"{broken}: line 1: ")
-        self.no(run("--delete", "--password-stdin", path, "alice"), "for new passwords", 2)
-        self.assertEqual(users.read_bytes(), before)
+        none = str(place / "none" / "x")
+        runs = [
+            (Run(path, "alice"), "no terminal to ask on: use --password-stdin"),
+            (Run("--password-stdin", path, "alice"), "the password is empty"),
+            (Run("--password-stdin", path, "alice", given=b"hunter\xff\n"), "the password is not UTF-8"),
+            (Run("--password-stdin", path, "alice", given="hunter" * 200), "longer than 1024 bytes"),
+            (Run("--password-stdin", path, "a:b", given=SECRET), "the name: "),
+            (Run("--password-stdin", str(broken), "bob", given=SECRET), f"{broken}: line 1: "),
+            (Run("--delete", path, "bob"), "there is no bob"),
+            (Run("--token", none, "bob"), f"{none}: No such file"),
+            (Run("--token", path, "bob"), f"{path}: line 1: "),
+        ]
+        for run, told in runs:
+            self.no(run, told)
+        self.no(Run("--delete", "--password-stdin", path, "alice"), "for new passwords", 2)
+        self.assertEqual(users.read_text(encoding="utf-8"), before)
         self.assertEqual(sorted(each.name for each in place.iterdir()), ["broken", "users"])
 
     def test_many_at_once(self) -> None:
         """None of them is lost, and whoever reads meanwhile reads a whole file."""
         path = new_path(".users")
-        programs = [
-            subprocess.Popen(
-                [*PROGRAM, "--token", str(path), f"device-{number}"],
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            for number in range(12)
-        ]
-        deadline = time.monotonic() + TIMEOUT
-        while any(program.poll() is None for program in programs) and time.monotonic() < deadline:
-            with contextlib.suppress(FileNotFoundError):
-                self.assertRegex(path.read_text(encoding="ascii"), r"\A([\w-]+:[0-9a-f]{64}\n)*\Z")
-        for program in programs:
-            _, told = program.communicate(timeout=TIMEOUT)
-            self.assertEqual(program.returncode, 0, told)
+        runs = [Run("--token", str(path), f"device-{number}") for number in range(8)]
+        reading = threading.Event()
+
+        def read() -> None:
+            while not reading.is_set():
+                with contextlib.suppress(FileNotFoundError):
+                    contents.add(path.read_text(encoding="ascii"))
+
+        contents: set[str] = set()
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        for run in runs:
+            self.ok(run, "added a token of device-")
+        reading.set()
+        reader.join(TIMEOUT)
+        for content in contents:
+            self.assertRegex(content, r"\A([\w-]+:[0-9a-f]{64}\n)*\Z")
         names = sorted(line.partition(":")[0] for line in path.read_text(encoding="ascii").splitlines())
-        self.assertEqual(names, sorted(f"device-{number}" for number in range(12)))
+        self.assertEqual(names, sorted(f"device-{number}" for number in range(8)))
 
     def test_an_end_in_the_middle(self) -> None:
         """What cannot be written whole is not written: the old file stays."""
-        users = new_path(".users")
-        self.ok(run("--password-stdin", str(users), "alice", given="hunter2"), "set the password of alice")
-        before = users.read_bytes()
+        before = f"alice:{Verifier.make(SECRET, 4096, os.urandom).format()}\n"
+        users = write(new_path(".users"), before)
         ended = subprocess.run(
             # No file may grow beyond 0 blocks.
             [
@@ -304,8 +324,9 @@ class ProgramTests(ServerTestCase):
             timeout=TIMEOUT,
             check=False,
         )
-        self.no(ended, f"tcpjson.passwd: {users}: ")
-        self.assertEqual(users.read_bytes(), before)
+        self.assertEqual(ended.returncode, 1, ended)
+        self.assertRegex(ended.stderr, rf"\Atcpjson.passwd: {users}: .*\n\Z")
+        self.assertEqual(users.read_text(encoding="utf-8"), before)
         self.assertEqual([*users.parent.glob(".tcpjson-*")], [])
 
     def test_modes_and_links(self) -> None:
@@ -314,8 +335,8 @@ class ProgramTests(ServerTestCase):
         users.chmod(0o664)
         link = new_path(".link")
         link.symlink_to(users)
-        ended = run("--password-stdin", str(link), "alice", given="hunter2", umask=0)
-        self.ok(ended, "set the password of alice")
+        run = Run("--password-stdin", str(link), "alice", given=SECRET, umask=0)
+        self.ok(run, "set the password of alice")
         self.assertTrue(link.is_symlink())
         self.assertEqual(users.stat().st_mode & 0o777, 0o600)
         self.assertRegex(
@@ -323,7 +344,7 @@ class ProgramTests(ServerTestCase):
         )
 
     def test_help(self) -> None:
-        ended = run("--help")
-        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        status, output, error = Run("--help").ended()
+        self.assertEqual((status, error), (0, ""))
         for option in ("--delete", "--token", "--password-stdin", "--iterations"):
-            self.assertIn(option, ended.stdout)
+            self.assertIn(option, output)

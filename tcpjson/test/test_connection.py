@@ -510,20 +510,6 @@ class AuthTests(Case):
         slow.asked.pop().errback(ZeroDivisionError())
         self.assertEqual(peer.receive()[0]["status"], "authentication_failed")
 
-    def test_no_answer_at_all(self) -> None:
-        """Should a login come to nothing, the client is told, and may try again."""
-        slow = SlowChecker()
-        server = self.server(checkers=[slow])
-        peer = self.peer(server)
-        peer.send(auth(id=5), PING)
-        assert peer.connection._checking is not None
-        peer.connection._checking.cancel()
-        self.assertEqual(self.codes(peer.receive()), ["internal", "pong"])
-        peer.send(auth())
-        slow.accept()
-        self.assertEqual(peer.receive()[0]["status"], "authenticated")
-        self.assertEqual(len(self.flushLoggedErrors()), 1)
-
     def test_its_input_ends_in_the_midst_of_it(self) -> None:
         """On a transport that says so though nobody reads: it is answered first."""
         slow = SlowChecker()
@@ -713,11 +699,30 @@ class AuthTimeoutTests(Case):
         peer = self.peer(server)
         server.advance(3)
         peer.send(auth())
-        server.advance(60)
+        server.advance(29)
         self.assertFalse(peer.closed)
         slow.refuse()
         server.advance(1.875)
         self.assertEqual(self.codes(peer.receive()), ["auth_result"])
+        self.assertFalse(peer.closed)
+        server.advance(0.25)
+        self.assertEnd(server, peer, "auth_timeout")
+
+    def test_a_check_that_does_not_end(self) -> None:
+        """It counts as no failure, and the client's time goes on."""
+        slow = SlowChecker()
+        server = self.server(checkers=[slow])
+        peer = self.peer(server)
+        server.advance(3)
+        peer.send({**auth(), "id": 7}, PING)
+        server.advance(29.875)
+        self.assertEqual(peer.receive(), [])
+        server.advance(0.25)
+        [error, pong] = peer.receive()
+        self.assertEqual((error["code"], error["id"], error["fatal"]), ("timeout", 7, False))
+        self.assertEqual(pong["type"], "pong")
+        self.assertEqual(server.factory.stats.failed_logins, 0)
+        server.advance(1.75)
         self.assertFalse(peer.closed)
         server.advance(0.25)
         self.assertEnd(server, peer, "auth_timeout")
