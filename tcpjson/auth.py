@@ -143,6 +143,9 @@ class _FileChecker(ABC):
         ValueError: one line with the path and what is wrong; nothing of the content is in it.
     """
 
+    #: What the lines of the file are.
+    entries: ClassVar[str]
+
     def __init__(self, path: str) -> None:
         # A server in the background changes its working folder.
         self.path = os.path.abspath(path)
@@ -152,13 +155,15 @@ class _FileChecker(ABC):
         """Read the file again. On an error, which is raised as above, the old content stays."""
         content = _read(self.path)
         try:
-            self._load(content)
+            count = self._load(content)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
+        if not count:
+            log.warn("{path} has no {what}: nobody can log in by it", path=self.path, what=self.entries)
 
     @abstractmethod
-    def _load(self, content: bytes) -> None:
-        """Take the content in, or raise `ValueError`."""
+    def _load(self, content: bytes) -> int:
+        """Take the content in, or raise `ValueError`. Returns how many entries it has."""
 
 
 @implementer(ICredentialsChecker)
@@ -166,27 +171,35 @@ class VerifierChecker(_FileChecker):
     """Checks passwords, plain or by SCRAM, against a file of `tcpjson.verifiers.Verifiers`."""
 
     credentialInterfaces: ClassVar[tuple[type[Interface], ...]] = (IVerifierCredentials,)
+    entries = "users"
 
     def __init__(self, path: str, random: Callable[[int], bytes] = secrets.token_bytes) -> None:
         if find_spec("scramp") is None:
-            raise ValueError(f"{path}: it needs the package scramp: pip install 'tcpjson[auth]'")
+            raise ValueError("the package scramp is missing: pip install scramp")
         self._secret = random(32)
         super().__init__(path)
 
-    def _load(self, content: bytes) -> None:
+    def _load(self, content: bytes) -> int:
         self._verifiers = Verifiers(content, self._secret)
+        return len(self._verifiers)
 
     def knows(self, username: str) -> bool:
         """Whether there is such a user."""
         return self._find(username)[1] is not None
 
     def requestAvatarId(self, credentials: IVerifierCredentials) -> Deferred[bytes | tuple[()]]:
-        # It is made for a user who is known, too: both take the same time.
-        decoy = self._verifiers.decoy(credentials.username)
         name, verifier = self._find(credentials.username)
-        user = None if verifier is None else name.encode()
+        # It is made for a user who is known, too: both take the same time. However a name is spelt, it has
+        # one decoy, as it has one verifier.
+        decoy = self._verifiers.decoy(name or credentials.username)
         checked: Deferred[Any] = maybeDeferred(credentials.check, verifier or decoy)
-        return checked.addCallback(_user_if, user)
+        return checked.addCallback(self._user_if, name, verifier)
+
+    def _user_if(self, fits: bool, name: str, verifier: Verifier | None) -> bytes:
+        # The file may have been read anew meanwhile.
+        if not fits or verifier is None or self._verifiers.find(name) != verifier:
+            raise UnauthorizedLogin
+        return name.encode()
 
     def _find(self, username: str) -> tuple[str, Verifier | None]:
         try:
@@ -196,20 +209,16 @@ class VerifierChecker(_FileChecker):
         return name, self._verifiers.find(name)
 
 
-def _user_if(fits: bool, user: bytes | None) -> bytes:
-    if not fits or user is None:
-        raise UnauthorizedLogin
-    return user
-
-
 @implementer(ICredentialsChecker)
 class TokenChecker(_FileChecker):
     """Checks tokens against a file of `tcpjson.verifiers.Tokens`."""
 
     credentialInterfaces: ClassVar[tuple[type[Interface], ...]] = (ITokenCredentials,)
+    entries = "tokens"
 
-    def _load(self, content: bytes) -> None:
+    def _load(self, content: bytes) -> int:
         self._tokens = Tokens(content)
+        return len(self._tokens)
 
     def requestAvatarId(self, credentials: ITokenCredentials) -> Deferred[bytes | tuple[()]]:
         name = self._tokens.find(credentials.token)
@@ -282,17 +291,6 @@ class Authenticator:
     def usable(self, checker: ICredentialsChecker, confidential: bool) -> bool:
         """Whether there is a mechanism by which `checker` can be asked on such a connection."""
         return bool(self._mechanisms([checker], confidential))
-
-    def reload(self) -> list[str]:
-        """Have each checker that can `reload` do so; returns a line for each that failed."""
-        failed = []
-        for checker in self.checkers:
-            try:
-                if hasattr(checker, "reload"):
-                    checker.reload()
-            except Exception as error:
-                failed.append((str(error) or type(error).__name__).splitlines()[0])
-        return failed
 
     def for_interface(self, interface: type[Interface]) -> list[ICredentialsChecker]:
         """The checkers that take such credentials."""

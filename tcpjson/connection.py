@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcpjson.auth import MAX_FAILURES, SCRAM, Login
+from tcpjson.core.backoff import DELAYS
 from tcpjson.core.encoding import encode_message
 from tcpjson.core.errors import (
     AuthFailed,
@@ -37,7 +38,7 @@ from tcpjson.core.session import Event, State, advance
 from tcpjson.exchange import Exchange
 from tcpjson.protocol import BATCH, Hold
 from tcpjson.proxied import IProxyListener, is_proxied
-from tcpjson.tls import peer_identity
+from tcpjson.tls import handshake_error, peer_identity
 from tcpjson.transports import client_id_of, descriptor_of, is_encrypted, network_of
 
 
@@ -47,6 +48,8 @@ class Connection(Exchange):
 
     #: Whether it was refused at once, for want of room.
     turned_away = False
+    #: What more is known of its end, in one word.
+    detail = ""
 
     # In the class until they are needed: a connection that is idle is small.
     _admitted = False
@@ -104,6 +107,7 @@ class Connection(Exchange):
     def _turn_away(self, refusal: ProtocolError, handshake: bool) -> None:
         """End a connection for which there is no room; `handshake`: TLS has not begun, and need not."""
         self.turned_away = True
+        self.factory.refused(self, refusal.code)
         if self._admitted:
             self._admitted = False
             self.factory.admission.leave()
@@ -175,9 +179,10 @@ class Connection(Exchange):
     def auth_expired(self) -> None:
         """It took too long to say who it is."""
         if self._state is State.OPEN:
+            self.detail = "not_done_in_time"
             self.transport.abortConnection()
         elif self._checking is not None:
-            self._checking.cancel()
+            self._cancel(self._checking)
         else:
             self.fail(AuthTimeout())
 
@@ -201,6 +206,9 @@ class Connection(Exchange):
         if self._state is State.OPEN:
             # The PROXY header may have come all the same.
             self._name()
+            self.detail = self.detail or handshake_error(reason.value)
+            if not (self.detail or is_encrypted(self.transport)):
+                self.detail = "no_proxy_header"
         super().connectionLost(reason)
         self.factory.closed(self)
 
@@ -247,8 +255,8 @@ class Connection(Exchange):
         now = self._clock.seconds()
         deadlines = self.factory.auth_deadlines
         left = (deadlines.clear(self) or now) - now
-        # A checker, or the queue before it, that takes as long as no handler may.
-        deadlines.set(self, now + self.factory.limits.handler_timeout)
+        # A checker, or the queue before it, that takes as long as no handler may; the back-off comes on top.
+        deadlines.set(self, now + self.factory.limits.handler_timeout + max(DELAYS))
         self.hold(Hold.AUTH)
         self._checking = step
         step.addBoth(self._checked, message, login, left)

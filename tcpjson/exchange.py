@@ -643,7 +643,7 @@ class Exchange(TCPJSONProtocol):
 
     def _cancel_running(self) -> None:
         if self._checking is not None:
-            self._checking.cancel()
+            self._cancel(self._checking)
         running, self._running = self._running, None
         for slot, (deferred, _) in (running or {}).items():
             self.factory.handler_deadlines.clear((self, slot))
@@ -652,9 +652,9 @@ class Exchange(TCPJSONProtocol):
     def _cancel(self, deferred: Deferred[Any]) -> None:
         try:
             deferred.cancel()
-        # The canceller is the application's: whatever it raises, the other handlers are cancelled too.
+        # The canceller is the application's: whatever it raises, the others are cancelled too.
         except Exception:
-            log.failure("a handler for {client} cannot be cancelled", client=self.client_id)
+            log.failure("what is done for {client} cannot be cancelled", client=self.client_id)
 
     def inputEnded(self) -> None:
         """The client sends no more; it gets its answers, and no broadcasts."""

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import getpass
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -37,25 +38,27 @@ Edit = Callable[[list[str]], list[str]]
 
 
 def _iterations(text: str) -> int:
-    count = int(text)
-    if not MIN_ITERATIONS <= count <= MAX_ITERATIONS:
-        raise argparse.ArgumentTypeError(f"must be {MIN_ITERATIONS} to {MAX_ITERATIONS}")
-    return count
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not MIN_ITERATIONS <= int(text) <= MAX_ITERATIONS:
+        raise argparse.ArgumentTypeError(f"must be a whole number, {MIN_ITERATIONS} to {MAX_ITERATIONS}")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tcpjson.passwd",
-        description="Adds or changes a user in a file for --auth scram:FILE. Asks for the password twice.",
-        epilog="The server reads its files again on SIGHUP.",
+        description="Adds, changes or removes a user in a file for --auth scram:FILE, and asks for the"
+        " password twice; with --token, makes or removes a token in a file for --auth token:FILE.",
+        epilog="A running server reads its files again on SIGHUP.",
     )
     parser.add_argument("file", metavar="FILE", help="made if it is missing, with mode 600")
-    parser.add_argument("name", metavar="NAME", help="the user")
-    parser.add_argument("--delete", action="store_true", help="remove the user, or all tokens of that name")
+    parser.add_argument("name", metavar="NAME", help="the user, or the name of the token")
+    parser.add_argument(
+        "--delete", action="store_true", help="remove the user, or with --token all tokens of that name"
+    )
     parser.add_argument(
         "--token",
         action="store_true",
-        help="make a token, for --auth token:FILE, and print it; only its hash is kept",
+        help="make a token and print it; only its hash is kept",
     )
     parser.add_argument(
         "--password-stdin", action="store_true", help="read the password from a line of the standard input"
@@ -78,6 +81,10 @@ def _ask() -> str:
             again = getpass.getpass("The same again: ")
         except getpass.GetPassWarning:
             raise ValueError("no terminal to ask on: use --password-stdin") from None
+        except (KeyboardInterrupt, EOFError):
+            # What is said of it must not stand behind the prompt.
+            print(file=sys.stderr)
+            raise
     if password != again:
         raise ValueError("the passwords differ")
     return password
@@ -106,16 +113,6 @@ def _new_password(from_stdin: bool) -> str:
 
 def _without(lines: list[str], name: str) -> list[str]:
     return [line for line in lines if name_in(line) != name]
-
-
-def _removal(name: str) -> Edit:
-    def edit(lines: list[str]) -> list[str]:
-        left = _without(lines, name)
-        if len(left) == len(lines):
-            raise ValueError(f"there is no {name}")
-        return left
-
-    return edit
 
 
 def _verifier_of(name: str, verifier: Verifier) -> Edit:
@@ -200,26 +197,43 @@ def change(path: str, parse: Callable[[bytes], object], edit: Edit, *, create: b
         _replace(path, os.fstat(descriptor), new)
 
 
+def _remove(path: str, parse: Callable[[bytes], object], name: str) -> int:
+    """Remove the lines of a name; returns how many there were."""
+    count = 0
+
+    def edit(lines: list[str]) -> list[str]:
+        nonlocal count
+        left = _without(lines, name)
+        count = len(lines) - len(left)
+        if not count:
+            raise ValueError(f"there is no {name}")
+        return left
+
+    change(path, parse, edit, create=False)
+    return count
+
+
 def _run(options: argparse.Namespace) -> str:
     """Do what is asked; returns what to tell."""
-    what = "token" if options.token else "user"
+    file = options.file
     try:
         name = check_name(options.name) if options.token else normal_name(options.name)
     except ValueError as error:
         raise ValueError(f"the name: {error}") from None
     parse = Tokens if options.token else (lambda content: Verifiers(content, b""))
     if options.delete:
-        change(options.file, parse, _removal(name), create=False)
-        return f"removed {what} {name}"
+        count = _remove(file, parse, name)
+        tokens = "1 token" if count == 1 else f"{count} tokens"
+        return f"removed {tokens} of {name} from {file}" if options.token else f"removed {name} from {file}"
     if options.token:
         token = base64.urlsafe_b64encode(secrets.token_bytes(_TOKEN)).decode().rstrip("=")
-        change(options.file, parse, _hash_of(name, token), create=True)
+        change(file, parse, _hash_of(name, token), create=True)
         print(token, flush=True)
-        return f"added a token of {name}, which is not shown again"
+        return f"added a token of {name} in {file}, which is not shown again"
     password = _new_password(options.password_stdin)
     verifier = Verifier.make(password, options.iterations or ITERATIONS, secrets.token_bytes)
-    change(options.file, parse, _verifier_of(name, verifier), create=True)
-    return f"set the password of {name}"
+    change(file, parse, _verifier_of(name, verifier), create=True)
+    return f"set the password of {name} in {file}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -240,13 +254,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EOFError:
         told, status = "no password was given", 1
     except ImportError:
-        told, status = "it needs the package scramp: pip install 'tcpjson[auth]'", 1
+        told, status = "the package scramp is missing: pip install scramp", 1
     except OSError as error:
         told, status = f"{options.file}: {error.strerror}", 1
     except ValueError as error:
         told, status = str(error), 1
     else:
-        told, status = f"{told} in {options.file}; a running server reads it on SIGHUP", 0
+        told, status = f"{told}; a running server reads it on SIGHUP", 0
     print(f"tcpjson.passwd: {told}", file=sys.stderr)
     return status
 

@@ -62,27 +62,35 @@ class _Refusals:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._counts: Counter[str] = Counter()
+        self._last = ""
         self._call: IDelayedCall | None = None
 
-    def note(self, code: str) -> None:
+    def note(self, code: str, client_id: str) -> None:
         """A connection was refused."""
         self._counts[code] += 1
+        self._last = client_id
         if self._call is None:
-            self._flush()
+            self._log()
+            self._call = self._clock.callLater(1.0, self._look)
 
-    def _flush(self) -> None:
+    def _look(self) -> None:
         self._call = None
         if self._counts:
-            counts = " ".join(f"{code}={count}" for code, count in sorted(self._counts.items()))
-            log.warn("refused connections: {counts}", counts=counts)
-            self._counts.clear()
-            self._call = self._clock.callLater(1.0, self._flush)
+            self._log()
+            self._call = self._clock.callLater(1.0, self._look)
+
+    def _log(self) -> None:
+        counts = " ".join(f"{code}={count}" for code, count in sorted(self._counts.items()))
+        self._counts.clear()
+        log.warn("refused connections: {counts} last={client}", counts=counts, client=self._last)
 
     def stop(self) -> None:
-        """Leave no delayed call behind."""
+        """Leave no delayed call behind, and nothing unsaid."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
+        if self._counts:
+            self._log()
 
 
 class TCPJSONServerFactory(ServerFactory):
@@ -204,6 +212,10 @@ class TCPJSONServerFactory(ServerFactory):
                 handle.setsockopt(socket.SOL_SOCKET, option, size)
         return None
 
+    def refused(self, connection: Connection, code: str) -> None:
+        """There is no room for a connection; `code` is one of section 9."""
+        self._refusals.note(code, connection.client_id)
+
     def may_linger(self) -> bool:
         """Whether a connection that was refused may wait for the peer to close it."""
         return len(self.connections) - self.admission.admitted <= _LINGERING
@@ -211,13 +223,11 @@ class TCPJSONServerFactory(ServerFactory):
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
         self.connections.discard(connection)
-        if connection.turned_away:
-            self._refusals.note(connection.reason)
-        else:
+        if not connection.turned_away:
             self._remember(connection)
         self.stats.disconnects[connection.reason] += 1
         self._stop_timers()
-        if self.draining and not self.connections:
+        if not self.connections:
             self._end_drain()
 
     def _remember(self, connection: Connection) -> None:
@@ -234,11 +244,13 @@ class TCPJSONServerFactory(ServerFactory):
             )
         )
         log.info(
-            "disconnected {client}{user} reason={code} seconds={seconds:.3f} messages_in={messages_in}"
-            " messages_out={messages_out} bytes_in={bytes_in} bytes_out={bytes_out}",
+            "disconnected {client}{user} reason={code}{detail} seconds={seconds:.3f}"
+            " messages_in={messages_in} messages_out={messages_out}"
+            " bytes_in={bytes_in} bytes_out={bytes_out}",
             client=connection.client_id,
             user=_user(connection),
             code=connection.reason,
+            detail=f" why={connection.detail}" if connection.detail else "",
             seconds=age,
             messages_in=connection.messages_in,
             messages_out=connection.messages_out,
@@ -360,7 +372,7 @@ class TCPJSONServerFactory(ServerFactory):
         for index, connection in enumerate(connections):
             connection.go_away(round(1 + spread * index / len(connections), 1))
         self._drain_calls = [
-            self.clock.callLater(min(_FAREWELL, self.limits.grace), self._finish_leaving),
+            self.clock.callLater(min(_FAREWELL, self.limits.grace / 2), self._finish_leaving),
             self.clock.callLater(self.limits.grace, self.abort),
         ]
         if not self.connections:

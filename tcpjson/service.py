@@ -6,10 +6,11 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.application.service import Service
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -54,6 +55,8 @@ class ServerService(Service):
         endpoints: each with the `--port` it came from.
         factory: the server.
         tls: the certificates, each with the `--port` it came from.
+        files: what reads files anew, each with the option that named them.
+        client_ca: the absolute path of the authorities whose certificates clients must show.
         pool: threads that run while the service does.
         on_signal: has a function called, by the reactor, at each signal of a number.
         stop: has the reactor stop, as for the signal of a number.
@@ -66,6 +69,8 @@ class ServerService(Service):
         factory: TCPJSONServerFactory,
         *,
         tls: Sequence[tuple[str, ServerTLS]] = (),
+        files: Sequence[tuple[str, Callable[[], object]]] = (),
+        client_ca: str | None = None,
         pool: ThreadPool | None = None,
         on_signal: Callable[[int, Callable[[], object]], object] = lambda number, function: None,
         stop: Callable[[int], object] = lambda number: None,
@@ -74,6 +79,8 @@ class ServerService(Service):
         self.factory = factory
         self._endpoints = endpoints
         self._tls = tls
+        self._files = files
+        self._client_ca = client_ca
         self._pool = pool
         self._on_signal = on_signal
         self._stop_reactor = stop
@@ -85,25 +92,29 @@ class ServerService(Service):
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
-        self._listen()
+        self._begin()
 
     def startService(self) -> None:
         super().startService()
         # twistd has listened already, while it had the right to; other runners start here.
         if not self._ports:
-            self._listen()
-        self._on_signal(signal.SIGHUP, self.reload)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._on_signal(number, partial(self._told_to_stop, number))
+            self._begin()
         if self._pool is not None:
             self._pool.start()
         if self._tls:
             self._looks.start(_DAY)
 
+    def _begin(self) -> None:
+        # Before anybody can know that the server is there.
+        self._on_signal(signal.SIGHUP, self.reload)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._on_signal(number, partial(self._told_to_stop, number))
+        self._listen()
+
     def _listen(self) -> None:
         for description, endpoint in self._endpoints:
             listening = endpoint.listen(self.factory)
-            listening.addCallback(self._listens)
+            listening.addCallback(self._listens, description)
             listening.addErrback(self._cannot_listen, description)
             failures: list[Failure] = []
             listening.addErrback(failures.append)
@@ -111,13 +122,15 @@ class ServerService(Service):
                 # Out of here, twistd ends with the line and nothing has been served.
                 failures[0].raiseException()
 
-    def _listens(self, port: IListeningPort) -> None:
+    def _listens(self, port: IListeningPort, description: str) -> None:
         self._ports.append(port)
         address = port.getHost()
         where = address.name if isinstance(address, UNIXAddress) else client_id_of(address)
         if isinstance(where, bytes):
             where = where.decode(errors="replace")
         log.info("listening on {where}", where=where)
+        if self.factory.authenticator is None and self._client_ca is None and _from_elsewhere(address):
+            log.warn("whoever reaches --port {port} is a client: nobody is asked who it is", port=description)
 
     def _cannot_listen(self, failure: Failure, description: str) -> None:
         from twisted.internet import reactor
@@ -130,24 +143,35 @@ class ServerService(Service):
 
     def reload(self) -> None:
         """Read the files anew; where one is broken, what was read before stays in use."""
-        failures = [] if self.factory.authenticator is None else self.factory.authenticator.reload()
-        for description, tls in self._tls:
+        failed = 0
+        for option, read in self._files:
             try:
-                tls.reload()
-            except ValueError as error:
-                failures.append(f"--port {description}: {error}")
-        for failure in failures:
-            log.error("not read anew, the old stays in use: {reason}", reason=failure)
-        if not failures:
-            log.info("certificates, passwords and tokens were read anew")
+                read()
+            except Exception as error:
+                failed += 1
+                reason = blame(option, error, self._client_ca)
+                log.error("not read anew, the old stays in use: {reason}", reason=reason)
+        if failed:
+            log.info("read anew, but for {failed} of {count}", failed=failed, count=len(self._files))
+        elif self._files:
+            log.info("read anew: certificates, passwords and tokens")
+        else:
+            log.info("nothing to read anew")
         self._look_at_certificates()
 
     def _look_at_certificates(self) -> None:
-        """Warn of those that soon end."""
+        """Warn of those that soon end, or have ended."""
         left = {}
         for description, tls in self._tls:
-            days = left[description] = round((tls.expires.timestamp() - self._wall()) / _DAY, 1)
-            if days < _WARNING_DAYS:
+            seconds = tls.expires.timestamp() - self._wall()
+            days = left[description] = round(seconds / _DAY, 1)
+            if seconds <= 0:
+                log.error(
+                    "a certificate of --port {port} has ended {days} days ago",
+                    port=description,
+                    days=abs(days),
+                )
+            elif days < _WARNING_DAYS:
                 log.warn("a certificate of --port {port} ends in {days} days", port=description, days=days)
         self.factory.stats.certificate_days = min(left.values(), default=None)
 
@@ -181,6 +205,19 @@ async def _stop(port: IListeningPort) -> None:
     stopped = port.stopListening()
     if stopped is not None:
         await stopped
+
+
+def _from_elsewhere(address: object) -> bool:
+    """Whether who is on another machine can reach an address."""
+    return isinstance(address, (IPv4Address, IPv6Address)) and not ip_address(address.host).is_loopback
+
+
+def blame(option: str, error: BaseException, client_ca: str | None) -> str:
+    """An error in one line that begins with the option: where it is about that file, with `--client-ca`."""
+    reason = reason_of(error)
+    if client_ca is not None and reason.startswith(f"{client_ca}: "):
+        option = "--client-ca"
+    return f"{option}: {reason}"
 
 
 def reason_of(error: BaseException | None) -> str:

@@ -9,10 +9,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from twisted.cred import strcred
+from twisted.cred.checkers import FilePasswordDB
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -25,8 +27,9 @@ from tcpjson.core.limits import RATE_POLICIES, Limits
 from tcpjson.fairqueue import FairQueue
 from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.server import TCPJSONServerFactory
-from tcpjson.service import ServerService, fail, reason_of
-from tcpjson.tls import ServerTLS, split_tls, tls_endpoint
+from tcpjson.service import ServerService, blame, fail, reason_of
+from tcpjson.tls import ServerTLS, split_tls
+from tcpjson.tlstransport import TLSEndpoint
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IStreamServerEndpoint
@@ -47,10 +50,26 @@ _RESERVED_FILES = 64
 _HASHERS = max(1, (os.cpu_count() or 1) // 2)
 
 
+# What no number reaches: more seconds than this would be too long for some timers.
+_MAX_SECONDS = 10**9
+_MAX_NUMBER = 10**15
+
+
+def _below(text: str, bound: int) -> float:
+    number = float(text)
+    if number >= bound:
+        raise ValueError(f"{text!r} must be less than {bound}")
+    return number
+
+
+def _whole(text: str, what: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text) or not text.strip("0"):
+        raise ValueError(f"{text!r} must be a whole number{what}, 1 or more")
+    return int(_below(text, _MAX_NUMBER))
+
+
 def _bytes(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
-        raise ValueError(f"{text!r} must be a whole number of bytes, 1 or more")
-    return int(text)
+    return _whole(text, " of bytes")
 
 
 def _buffer(text: str) -> int:
@@ -61,22 +80,20 @@ def _buffer(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) == 0:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) == 0:
         raise ValueError(f"{text!r} must be a number of seconds greater than 0")
-    return float(text)
+    return _below(text, _MAX_SECONDS)
 
 
 def _count(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise ValueError(f"{text!r} must be a whole number, 1 or more")
-    return int(text)
+    return _whole(text, "")
 
 
 def _rate(text: str) -> tuple[float, float | None]:
-    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(?::([0-9]{1,12}))?", text)
-    if not match or float(match[1]) == 0 or (match[2] and int(match[2]) == 0):
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(?::([0-9]+))?", text)
+    if not match or float(match[1]) == 0 or (match[2] and float(match[2]) == 0):
         raise ValueError(f"{text!r} must be a number greater than 0, or two with a colon between, as 100:500")
-    return float(match[1]), None if match[2] is None else float(match[2])
+    return _below(match[1], _MAX_NUMBER), None if match[2] is None else _below(match[2], _MAX_NUMBER)
 
 
 def _policy(text: str) -> str:
@@ -85,9 +102,23 @@ def _policy(text: str) -> str:
     return text
 
 
+def _path(text: str) -> str:
+    if not text:
+        raise ValueError("the path of a file must follow")
+    # A server in the background changes its working folder.
+    return os.path.abspath(text)
+
+
 def _or_off(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """A parser for which 0 is None: switched off."""
-    return lambda text: None if text == "0" else parse(text)
+
+    def parse_or_off(text: str) -> Any:
+        try:
+            return None if text == "0" else parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or 0 for off") from None
+
+    return parse_or_off
 
 
 def _parameter(
@@ -147,12 +178,12 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         ),
         _parameter(
             "idle-timeout",
-            "How long a client may neither send nor take anything, in seconds. [default: for ever]",
+            "How long a client may neither send nor take anything, in seconds; 0: off. [default: for ever]",
             _or_off(_seconds),
         ),
         _parameter(
             "heartbeat",
-            "How long a client that wants pings may be silent before it gets one, in seconds; 0: no pings.",
+            "How long a client that wants pings may be silent before it gets one, in seconds; 0: off.",
             _or_off(_seconds),
             _DEFAULTS.heartbeat,
         ),
@@ -163,19 +194,20 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         ),
         _parameter(
             "max-connections-per-ip",
-            "How many connections there may be from one IPv4 address, or IPv6 /64 network. [default: any]",
+            "How many connections there may be from one IPv4 address, or IPv6 /64 network; 0: off."
+            " [default: any]",
             _or_off(_count),
         ),
         _parameter(
             "rate",
             "How many messages a second a client may send, and after a colon, how many at once after a pause"
-            " (as many as in a second if left out). [default: any number]",
+            " (as many as in a second if left out); 0: off. [default: any number]",
             _or_off(_rate),
         ),
         _parameter(
             "byte-rate",
-            "How many bytes a second a client may send, and after a colon, how many at once after a pause."
-            " [default: any number]",
+            "How many bytes a second a client may send, and after a colon, how many at once after a"
+            " pause; 0: off. [default: any number]",
             _or_off(_rate),
         ),
         _parameter(
@@ -190,12 +222,9 @@ class Options(usage.Options, strcred.AuthOptionMixin):
             _seconds,
             _DEFAULTS.grace,
         ),
-        [
-            "client-ca",
-            None,
-            None,
-            "Demand of clients on TLS ports a certificate of an authority in this file.",
-        ],
+        _parameter(
+            "client-ca", "Demand of clients on TLS ports a certificate of an authority in this file.", _path
+        ),
         _parameter("send-buffer", "The sockets' send buffers, in bytes; the system's by default.", _buffer),
         _parameter(
             "receive-buffer", "The sockets' receive buffers, in bytes; the system's by default.", _buffer
@@ -204,14 +233,21 @@ class Options(usage.Options, strcred.AuthOptionMixin):
 
     def __init__(self) -> None:
         super().__init__()
+        # Docstrings are indented.
+        self.docs = {name: " ".join((text or "").split()) for name, text in self.docs.items()}
         self["ports"] = []
         self["auth"] = []
+
+    def parseArgs(self, *arguments: str) -> None:
+        if arguments:
+            # What stands behind a colon can be a password.
+            raise usage.UsageError(f"unexpected argument {arguments[0].partition(':')[0]!r}")
 
     def opt_port(self, endpoint: str) -> None:
         """
         Where to listen: a Twisted server endpoint, as tcp:9999 (on all addresses),
-        ssl:9999:privateKey=key.pem:certKey=cert.pem, unix:/run/tcpjson.sock, tcp6:9999, or haproxy: before
-        one of these. Repeatable. [default: tcp:9999:interface=127.0.0.1]
+        ssl:9999:privateKey=key.pem:certKey=cert.pem, tls:FOLDER:port=9999, unix:/run/tcpjson.sock, tcp6:9999,
+        or haproxy: before one of these. Repeatable. [default: tcp:9999:interface=127.0.0.1]
         """
         self["ports"].append(endpoint)
 
@@ -237,7 +273,8 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         name = description.partition(":")[0]
         # An error must not show what stands behind the name: it can be a password.
         try:
-            self.addChecker(strcred.makeChecker(description))
+            checker = strcred.makeChecker(description)
+            self.addChecker(checker)
         except strcred.InvalidAuthType:
             raise usage.UsageError(f"--auth {name}: there is no such kind; --help-auth lists them") from None
         except strcred.UnsupportedInterfaces:
@@ -247,6 +284,11 @@ class Options(usage.Options, strcred.AuthOptionMixin):
             raise usage.UsageError(f"--auth {name}: {reason}") from None
         except Exception as error:
             raise usage.UsageError(f"--auth {name}: {type(error).__name__}") from None
+        if isinstance(checker, FilePasswordDB):
+            try:
+                open(checker.filename, "rb").close()
+            except OSError as error:
+                raise usage.UsageError(f"--auth {name}: {checker.filename}: {error.strerror}") from None
         self["auth"].append(name)
 
     def postOptions(self) -> None:
@@ -304,6 +346,9 @@ class Port:
 def _kind_of(description: str) -> tuple[str, str]:
     """The kind of an endpoint, and its description with the kind as we write it: Twisted takes `TCP:` too."""
     kind, colon, rest = description.partition(":")
+    # To Twisted `s\\sl:` is `ssl:`, and what begins with `name=value:` has its kind further on.
+    if "\\" in kind or "=" in kind:
+        raise ValueError("it must begin with the kind of the endpoint, as tcp:")
     return kind.lower(), f"{kind.lower()}{colon}{rest}"
 
 
@@ -318,6 +363,8 @@ def port_from(description: str, reactor: object, client_ca: str | None = None) -
     proxied = kind == "haproxy"
     if proxied:
         kind, below = _kind_of(below.partition(":")[2])
+        if kind == "haproxy":
+            raise ValueError("haproxy: may stand there once")
     tls = None
     if kind in ("ssl", "tls"):
         below, tls = split_tls(below, client_ca)
@@ -328,7 +375,7 @@ def port_from(description: str, reactor: object, client_ca: str | None = None) -
     if proxied:
         endpoint = ProxiedEndpoint(endpoint)
     if tls is not None:
-        endpoint = tls_endpoint(tls, endpoint)
+        endpoint = TLSEndpoint(tls, endpoint)
     local = kind == "unix" or (kind == "systemd" and "domain=UNIX" in below.split(":"))
     return Port(description, endpoint, tls, tls is not None or (local and not proxied))
 
@@ -339,7 +386,18 @@ def open_port(description: str, reactor: object, client_ca: str | None) -> Port:
         return port_from(description, reactor, client_ca)
     except Exception as error:
         hint = f" (did you mean tcp:{description}?)" if description.isdecimal() else ""
-        fail(f"--port {description}: {reason_of(error)}{hint}")
+        fail(blame(f"--port {description}", _plainer(error, description), client_ca) + hint)
+
+
+def _plainer(error: Exception, description: str) -> Exception:
+    """In place of what Twisted raises without a word of what is wrong."""
+    if number := re.fullmatch(r"invalid literal for int\(\) with base \d+: (.*)", str(error)):
+        option = re.search(r":(\w+)=" + re.escape(number[1].strip("'")) + "(?::|$)", description)
+        return ValueError(f"{number[1]} is no {'port number' if option is None else option[1]}")
+    socket = re.search(r":(?:index|name)=([^:]*)", description)
+    if isinstance(error, LookupError) and socket is not None:
+        return ValueError(f"systemd passed no socket {socket[1]}")
+    return error
 
 
 def raise_file_limit() -> int:
@@ -370,16 +428,15 @@ def authenticator_of(options: Options, queue: FairQueue, reactor: Any) -> Authen
 
 def check_protection(ports: Sequence[Port], authenticator: Authenticator | None, options: Options) -> None:
     """Refuse to start with what would be no protection."""
-    if options["client-ca"] and all(port.tls is None for port in ports):
+    certificates = options["client-ca"] is not None
+    if certificates and all(port.tls is None for port in ports):
         fail("--client-ca: no --port has TLS")
     for port in ports:
-        if port.confidential:
-            continue
         if authenticator is None:
-            if options["client-ca"]:
-                fail(
-                    f"--client-ca: --port {port.description} is in the clear and asks nobody; give --auth too"
-                )
+            if certificates and port.tls is None:
+                fail(f"--client-ca: --port {port.description} has no TLS and asks nobody; give --auth too")
+            continue
+        if port.confidential:
             continue
         for name, checker in zip(options["auth"], options["credCheckers"], strict=True):
             if not authenticator.usable(checker, confidential=False):
@@ -387,6 +444,17 @@ def check_protection(ports: Sequence[Port], authenticator: Authenticator | None,
                     f"--auth {name}: --port {port.description} is in the clear, and secrets would be too; use"
                     " TLS, or scram, or --allow-plain-auth"
                 )
+
+
+def on_signal(reactor: Any, number: int, function: Callable[[], object]) -> None:
+    """Have the reactor call a function at each signal of a number."""
+
+    def install() -> None:
+        signal.signal(number, lambda *_: reactor.callFromThread(function))
+
+    install()
+    # Twisted, when it begins to run, puts in place handlers that know of no second signal.
+    reactor.callWhenRunning(install)
 
 
 def makeService(options: Options) -> ServerService:
@@ -405,6 +473,10 @@ def makeService(options: Options) -> ServerService:
         fail(f"--max-connections: the limit of open files allows {allowed}, not {limits.max_connections}")
     if limits.max_queue < limits.max_length:
         log.warn("--max-queue is less than --max-length: one long message can fill a client's queue")
+    if limits.rate_policy != _DEFAULTS.rate_policy and not (options["rate"] or options["byte-rate"]):
+        log.warn("--rate-policy does nothing without --rate or --byte-rate")
+    if options["allow-plain-auth"] and not options["auth"]:
+        log.warn("--allow-plain-auth does nothing without --auth")
     ports = [open_port(port, reactor, options["client-ca"]) for port in options["ports"] or [DEFAULT_PORT]]
     pool = ThreadPool(0, _HASHERS, "passwords")
     queue = FairQueue(lambda function: deferToThreadPool(reactor, pool, function), _HASHERS)
@@ -418,14 +490,18 @@ def makeService(options: Options) -> ServerService:
         send_buffer=options["send-buffer"],
         receive_buffer=options["receive-buffer"],
     )
+    certificates = [(port.description, port.tls) for port in ports if port.tls is not None]
+    checkers = zip(options["auth"], options.get("credCheckers", ()), strict=True)
     return ServerService(
         [(port.description, port.endpoint) for port in ports],
         factory,
-        tls=[(port.description, port.tls) for port in ports if port.tls is not None],
+        tls=certificates,
+        files=[
+            *((f"--auth {name}", each.reload) for name, each in checkers if hasattr(each, "reload")),
+            *((f"--port {description}", tls.reload) for description, tls in certificates),
+        ],
+        client_ca=options["client-ca"],
         pool=None if authenticator is None else pool,
-        # Twisted, when it begins to run, puts in place handlers that know of no second signal.
-        on_signal=lambda number, function: reactor.callWhenRunning(
-            signal.signal, number, lambda *_: reactor.callFromThread(function)
-        ),
+        on_signal=partial(on_signal, reactor),
         stop=lambda number: (reactor.sigTerm if number == signal.SIGTERM else reactor.sigInt)(number),
     )

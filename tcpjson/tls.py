@@ -15,19 +15,18 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, X509StoreFlags
-from twisted.internet.endpoints import quoteStringArgument, wrapServerTLS
+from OpenSSL.crypto import Error as OpenSSLError
+from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from tcpjson.transports import layers
-
-#: An endpoint with TLS over another, which may be a `tcpjson.proxied.ProxiedEndpoint`.
-tls_endpoint = wrapServerTLS
 
 # The `sslmethod=` of Twisted's `ssl:` that do not go below TLS 1.2 here, and the highest version of each.
 _METHODS = {
@@ -38,6 +37,9 @@ _METHODS = {
 }
 # For TLS 1.2; all with forward secrecy. The last two come to use with parameters for them only.
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20"
+
+# Characters of a user's name.
+_MAX_NAME = 256
 
 _PEM = re.compile(rb"-----BEGIN ([^\n]+?)-----.*?-----END \1-----", re.DOTALL)
 # What OpenSSL says of a connection whose handshake is done (SSL_state_string_long).
@@ -159,7 +161,7 @@ class ServerTLS:
             if self._dh_parameters is not None:
                 file = self._dh_parameters
                 context.load_tmp_dh(self._dh_parameters)
-        except SSL.Error as error:
+        except (SSL.Error, OpenSSLError) as error:
             # The last reason is the plainest.
             raise ValueError(f"{file}: {error.args[0][-1][2]}") from None
         if authorities:
@@ -168,9 +170,12 @@ class ServerTLS:
             assert store is not None
             # An authority may stand in the file without the one above it.
             store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
-            for authority in authorities:
-                store.add_cert(X509.from_cryptography(authority))
-                context.add_client_ca(authority)
+            try:
+                for authority in authorities:
+                    store.add_cert(X509.from_cryptography(authority))
+                    context.add_client_ca(authority)
+            except (SSL.Error, OpenSSLError):
+                raise ValueError(f"{self._client_ca}: a broken certificate") from None
         return context
 
 
@@ -212,7 +217,7 @@ def _read(paths: Iterable[str | Path]) -> _Found:
                     found.keys[_public_bytes(key)] = key, path
             except TypeError:
                 raise ValueError(f"{path}: the key is encrypted") from None
-            except (ValueError, UnsupportedAlgorithm):
+            except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
                 raise ValueError(f"{path}: a broken {kind.lower()}") from None
     return found
 
@@ -371,12 +376,20 @@ _PARSERS: dict[str, Callable[..., tuple[str, Callable[..., ServerTLS]]]] = {"ssl
 # Clients.
 
 
+def handshake_error(error: BaseException | None) -> str:
+    """What OpenSSL says of a handshake that failed, as one word; empty for other errors."""
+    if isinstance(error, SSL.Error) and error.args and error.args[0]:
+        return "_".join(str(error.args[0][-1][2]).split())
+    return ""
+
+
 def peer_identity(transport: object) -> str | None:
     """
     The subject of the certificate that the peer of a transport has shown and that was verified, or None.
 
-    Its common name, if it has just one; else the whole subject, as text of RFC 4514. It may hold any
-    characters that the authority let pass.
+    Its common name, if it has just one; else the whole subject, as text of RFC 4514; the fingerprint of the
+    certificate where that is empty or longer than 256 characters. It may hold any characters that the
+    authority let pass.
     """
     for layer in layers(transport):
         if isinstance(layer, TLSMemoryBIOProtocol):
@@ -393,4 +406,8 @@ def _identity(connection: SSL.Connection) -> str | None:
         return None
     subject = certificate.subject
     names = [str(attribute.value) for attribute in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    return names[0] if len(names) == 1 and names[0] else subject.rfc4514_string()
+    name = names[0] if len(names) == 1 and names[0] else subject.rfc4514_string()
+    # It stands in every message that is relayed.
+    if 0 < len(name) <= _MAX_NAME:
+        return name
+    return f"sha256:{certificate.fingerprint(SHA256()).hex()}"

@@ -40,7 +40,9 @@ def client_id_of(peer: IAddress) -> str:
     if isinstance(peer, IPv4Address):
         return f"{peer.host}:{peer.port}"
     if isinstance(peer, IPv6Address):
-        return f"[{peer.host}]:{peer.port}"
+        # So an IPv4 client is seen by a port that listens on both.
+        mapped = IPv6(peer.host).ipv4_mapped
+        return f"[{peer.host}]:{peer.port}" if mapped is None else f"{mapped}:{peer.port}"
     return str(peer)
 
 

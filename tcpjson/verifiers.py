@@ -81,7 +81,9 @@ def check_name(name: str) -> str:
         raise ValueError("it is empty")
     if len(name.encode(errors="replace")) > MAX_NAME:
         raise ValueError(f"it is longer than {MAX_NAME} bytes")
-    if not name.isprintable() or ":" in name:
+    if ":" in name:
+        raise ValueError("it must not hold a colon")
+    if not name.isprintable():
         raise ValueError("it holds a character that is not allowed")
     if name != name.strip() or name.startswith("#"):
         raise ValueError("it must not begin with # or with a space, nor end with a space")
@@ -229,6 +231,9 @@ class Verifiers:
         # less changes it for few.
         self._shapes = sorted((user.iterations, len(user.salt)) for user in self._users.values())
 
+    def __len__(self) -> int:
+        return len(self._users)
+
     def find(self, name: str) -> Verifier | None:
         """The verifier of a user."""
         return self._users.get(name)
@@ -283,6 +288,9 @@ class Tokens:
             if digest[:_PREFIX] in self._names:
                 raise ValueError(f"line {number}: the token stands in an earlier line, too")
             self._names[digest[:_PREFIX]] = digest, name
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     def find(self, token: str) -> str | None:
         """The name of a token; None for an unknown one."""

@@ -702,12 +702,15 @@ theirs = Factory()
         self.assertEqual(len(found), 3, found)
 
     def test_no_answer(self) -> None:
-        """A checker that waits for ever costs its client, and nobody else."""
-        server = self.start("--auth", "theirs:1", "--allow-plain-auth", "--grace", "1")
+        """A checker that waits for ever costs nobody else anything, and its client a handler's time."""
+        server = self.start("--auth", "theirs:1", "--allow-plain-auth", "--handler-timeout", "1")
         stuck = self.client(server)
+        start = time.monotonic()
         stuck.send(plain_message("dave", WRONG))
         self.logged_in(plain(self.client(server), "carol", "hunter2"), "CAROL")
-        stuck.nothing_for(0.2)
+        self.refused(stuck.receive(), "timeout")
+        self.assertGreaterEqual(time.monotonic() - start, 1)
+        self.logged_in(plain(stuck, "carol", "hunter2"), "CAROL")
 
     def test_what_it_says_of_its_argument(self) -> None:
         """Is not repeated: it may be a password."""
@@ -913,8 +916,8 @@ class BackOffTests(AuthTestCase):
         return peer
 
     def given(self) -> tuple[str, ...]:
-        # Less than the back-off: that is not the client's time.
-        return (*by_scram(), "--auth-timeout", "1.5")
+        # Less than the back-off, which is neither the client's time nor the checker's.
+        return (*by_scram(), "--auth-timeout", "1.5", "--handler-timeout", "1")
 
     def test_back_off(self) -> None:
         """Each failure delays the next answer to its address, to others none; and nobody is locked out."""
@@ -938,13 +941,13 @@ class BackOffTests(AuthTestCase):
             ready, _, _ = select.select(list(sockets), [], [], TIMEOUT)
             self.assertTrue(ready)
             times |= {sockets[each]: time.monotonic() for each in ready}
+        for peer in waiting[:-1]:
+            self.failed(peer.receive())
         took = sorted(times[peer] - start for peer in waiting[:-1])
         for seconds, least in zip(took, (0, 0.25, 0.5, 1, 2, 2), strict=True):
             self.assertGreaterEqual(seconds, least)
             self.assertLess(seconds, least + 5)
         self.assertLess(came_after - start, took[-1], "others wait, too")
-        for peer in waiting[:-1]:
-            self.failed(peer.receive())
         self.assertGreaterEqual(times[waiting[-1]] - came_after, 2)
         self.logged_in(waiting[-1].receive(), "alice")
         self.served(waiting[-1])

@@ -109,7 +109,7 @@ class CertificateTestCase(ServerTestCase):
         """Send SIGHUP; returns what the server logs about it."""
         before = len(server.log)
         server.signal(signal.SIGHUP)
-        server.wait_for(r"read anew", since=before)
+        server.wait_for(r"\] (nothing to )?read anew", since=before)
         # When it has logged the end of a connection that came later, it has said all.
         with socket.create_connection(server.address, TIMEOUT) as later:
             port = later.getsockname()[1]
@@ -273,7 +273,7 @@ class RefusalTests(CertificateTestCase):
         interface = "interface=127.0.0.1"
         rows = {
             ("--client-ca", ca): "--client-ca: no --port has TLS",
-            ("--client-ca", ca, "--port", good.port, "--port", LOOPBACK): "in the clear",
+            ("--client-ca", ca, "--port", good.port, "--port", LOOPBACK): "asks nobody",
             ("--client-ca", str(good.key), "--port", good.port): f"{good.key}: no certificate",
             ("--client-ca", str(cut), "--port", good.port): f"{cut}: cut short",
             (
@@ -330,8 +330,9 @@ class FolderTests(CertificateTestCase):
         # One file that is broken, and all stays as it was.
         (place / "1.pem").unlink()
         write(place / "3.pem", "nothing")
-        [line] = self.hang_up(server)
+        line, end = self.hang_up(server)
         self.assertIn("3.pem: not PEM", line)
+        self.assertEqual(end, "read anew, but for 1 of 1")
         self.assertEqual(self.serial(server, name="third.example"), third.serial)
         self.assertEqual(self.serial(server, name="first.example"), first.serial)
 
@@ -374,7 +375,7 @@ class ReloadTests(CertificateTestCase):
         write(certificate, second.certificate_pem)
         # Nothing happens before it is told.
         self.assertEqual(self.serial(server), first.serial)
-        self.assertEqual(self.hang_up(server), ["certificates, passwords and tokens were read anew"])
+        self.assertEqual(self.hang_up(server), ["read anew: certificates, passwords and tokens"])
         self.assertEqual(self.serial(server), second.serial)
         proxied = self.secure(server, index=1, header=b"PROXY UNKNOWN\r\n")
         assert isinstance(proxied.socket, ssl.SSLSocket)
@@ -414,7 +415,7 @@ class ReloadTests(CertificateTestCase):
         for thread in threads:
             thread.start()
         for _ in range(20):
-            self.assertEqual(self.hang_up(server), ["certificates, passwords and tokens were read anew"])
+            self.assertEqual(self.hang_up(server), ["read anew: certificates, passwords and tokens"])
         stop.set()
         for thread in threads:
             thread.join(TIMEOUT)
@@ -542,12 +543,14 @@ class ExpiryTests(CertificateTestCase):
         return found
 
     def warnings(self, server: Server) -> list[float]:
-        """The days of the warnings in the log."""
-        found = (
-            re.search(r"#warn\] a certificate of --port ssl:.* ends in (.*) days$", line)
-            for line in server.log
-        )
-        return [float(match[1]) for match in found if match]
+        """The days of the warnings in the log; less than none where a certificate has ended."""
+        days = []
+        for line in server.log:
+            if match := re.search(r"#warn\] a certificate of --port ssl:.* ends in (.*) days$", line):
+                days.append(float(match[1]))
+            if match := re.search(r"#error\] a certificate of --port ssl:.* has ended (.*) days ago$", line):
+                days.append(-float(match[1]))
+        return days
 
     def test_soon(self) -> None:
         """With less than 14 days the log warns, at the start and after SIGHUP; the figure is always there."""

@@ -27,7 +27,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 # "tests" may be a symbolic link beside an installed package: resolved, it leads to the project.
 PROJECT = Path(__file__).resolve().parent.parent
-PLUGIN = "twisted/plugins/tcpjson_plugin.py"
+PLUGINS = {"twisted/plugins/tcpjson_plugin.py", "twisted/plugins/tcpjson_cred.py"}
 
 # What a build or an earlier run leaves behind: a new build would take some of it for source.
 LEFTOVERS = shutil.ignore_patterns(
@@ -160,7 +160,7 @@ class Environment:
         return {
             str(path.relative_to(self.packages)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in (self.packages / package).rglob("*.py")
-            if path != self.packages / PLUGIN
+            if str(path.relative_to(self.packages)) not in PLUGINS
         }
 
     def pip(self, *arguments: str | Path) -> str:
@@ -188,7 +188,7 @@ class ArchiveTests(SynchronousTestCase):
         self.assertEqual(modules - names(built()[1]), set())
 
     def test_the_wheel_holds_the_plugin(self) -> None:
-        self.assertIn(PLUGIN, names(built()[1]))
+        self.assertEqual(PLUGINS - names(built()[1]), set())
 
     def test_the_wheel_holds_the_data(self) -> None:
         """The marker of the types, and the test vectors."""
@@ -199,7 +199,7 @@ class ArchiveTests(SynchronousTestCase):
     def test_the_wheel_holds_nothing_else(self) -> None:
         """A file such as twisted/__init__.py would hide Twisted, and pip would delete Twisted's own."""
         others = {name for name in names(built()[1]) if not re.match(r"tcpjson(-[^/]+\.dist-info)?/", name)}
-        self.assertEqual(others, {PLUGIN})
+        self.assertEqual(others, PLUGINS)
 
     def test_the_version_is_that_of_the_package(self) -> None:
         said = run([sys.executable, "-c", "import tcpjson; print(tcpjson.__version__)"], source()).strip()
@@ -255,5 +255,6 @@ class ConfigurationTests(SynchronousTestCase):
         setup, tox = configparser.RawConfigParser(), configparser.RawConfigParser()
         setup.read(PROJECT / "setup.cfg", encoding="utf-8")
         tox.read(PROJECT / "tox.ini", encoding="utf-8")
-        allowed = setup["options"]["install_requires"].strip().replace(">=", "==").splitlines()
+        required = setup["options"]["install_requires"] + setup["options.extras_require"]["auth"]
+        allowed = required.strip().replace(">=", "==").splitlines()
         self.assertEqual(tox["testenv:py311-lowest"]["deps"].strip().splitlines(), allowed)

@@ -23,10 +23,11 @@ SECRET = "hunter2 \N{GREEK SMALL LETTER OMEGA}"
 
 PROGRAM = (sys.executable, "-m", "tcpjson.passwd")
 
-# Makes the terminal that it was given its own, as a login does, and becomes the program.
+# Makes the terminal that it was given its own, as a login does, and becomes the program. What runs in the
+# background of a script ignores Ctrl-C, and so would its children.
 _ON_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-    " os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    " signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
@@ -233,7 +234,7 @@ class ProgramTests(ServerTestCase):
         # It reads when it is told, and not before.
         self.assertEqual(status(plain, "alice", "hunter3"), no)
         server.signal(signal.SIGHUP)
-        server.wait_for("were read anew")
+        server.wait_for("read anew: ")
         for log_in in (scram, plain):
             self.assertEqual(status(log_in, "alice", SECRET), no)
             self.assertEqual(status(log_in, "alice", "hunter3"), yes)
@@ -243,10 +244,10 @@ class ProgramTests(ServerTestCase):
             Run("--delete", str(users), "alice"),
             Run("--delete", "--token", str(tokens), "sensor"),
         )
-        self.ok(alice, "removed user alice")
-        self.ok(sensor, "removed token sensor")
+        self.ok(alice, "removed alice from ")
+        self.ok(sensor, "removed 2 tokens of sensor from ")
         server.signal(signal.SIGHUP)
-        server.wait_for("were read anew", 2)
+        server.wait_for("read anew: ", 2)
         self.assertEqual(status(plain, "alice", "hunter3"), no)
         self.assertEqual([status(token, each) for each in made], [no, no])
         self.assertEqual(status(scram, "Bob", "hunter4"), yes)

@@ -128,6 +128,15 @@ class ProxyTests(ServerTestCase):
         self.assertEqual(self.welcomed(peer), "203.0.113.9:56327")
         self.assertEqual(peer.receive()["type"], "pong")
 
+    def test_what_is_no_header(self) -> None:
+        server = self.start()
+        peer = self.connect(server, greet=False)
+        host, number = peer.socket.getsockname()
+        peer.write(b"GET / HTTP/1.1\r\n\r\n")
+        self.assertEqual([*peer.until_end()], [])
+        figures = server.disconnects(f"{host}:{number}")
+        self.assertEqual((figures["reason"], figures["why"]), ("handshake_failed", "no_proxy_header"))
+
     def test_no_welcome_before_the_header(self) -> None:
         """Silence is dropped after `--auth-timeout`, and was no client meanwhile."""
         server = self.start("--auth-timeout", "1")

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from tcpjson.core.framing import PREFIX_LENGTH
 from tcpjson.core.limits import Limits
 
+# Seconds in which the tokens of one wait come in.
+_SLICE = 0.1
+
 
 class TokenBucket:
     """
@@ -36,8 +39,12 @@ class TokenBucket:
         """Take tokens, there or not: what is missing has to come in before there are any again."""
         self._level -= tokens
 
-    def seconds_until(self, tokens: float) -> float:
-        """Seconds, from the last look at the level, until so many tokens are there."""
+    def wait(self) -> float:
+        """
+        Seconds, from the last look at the level, until a token is there; or some, where many come in a
+        second: to look for each of them would cost more than what it is for.
+        """
+        tokens = max(1.0, min(self._burst, self._rate * _SLICE))
         return max(0.0, (tokens - self._level) / self._rate)
 
 
@@ -91,6 +98,6 @@ class Meter:
 
     def wait(self) -> float:
         """Seconds, from the last grant, until there is one again."""
-        messages = 0.0 if self._messages is None else self._messages.seconds_until(1)
-        size = 0.0 if self._bytes is None else self._bytes.seconds_until(1)
+        messages = 0.0 if self._messages is None else self._messages.wait()
+        size = 0.0 if self._bytes is None else self._bytes.wait()
         return max(messages, size)

@@ -7,6 +7,7 @@ import os
 import weakref
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
@@ -162,20 +163,40 @@ class AuthCase(SynchronousTestCase):
 class CheckerTests(AuthCase):
     """`VerifierChecker` and `TokenChecker`."""
 
+    TOKENS = f"a:{hash_token('one').hex()}\n"
+
     def warned(self) -> list[str | None]:
         """The warnings in the log."""
         return [formatEvent(event) for event in self.events if event["log_level"].name == "warn"]
 
     def test_a_file_that_others_can_read(self) -> None:
         for mode in (0o604, 0o640, 0o602, 0o601):
-            path = self.file("", mode)
+            path = self.file(self.TOKENS, mode)
             TokenChecker(path)
             self.assertEqual(
                 self.warned(), [f"{os.path.abspath(path)} is open to others than its owner: chmod 600"]
             )
             self.events.clear()
-        TokenChecker(self.file("", 0o700))
+        TokenChecker(self.file(self.TOKENS, 0o700))
         self.assertEqual(self.warned(), [])
+
+    def test_a_file_that_lets_nobody_in(self) -> None:
+        """It may be meant so, and be filled later; at each reading a line says it."""
+        for make, entry, what in (
+            (TokenChecker, self.TOKENS, "tokens"),
+            (VerifierChecker, f"alice:{ALICE.format()}\n", "users"),
+        ):
+            path = self.file("# nobody yet\n")
+            checker = make(path)
+            line = f"{os.path.abspath(path)} has no {what}: nobody can log in by it"
+            self.assertEqual(self.warned(), [line])
+            checker.reload()
+            self.assertEqual(self.warned(), [line, line])
+            self.events.clear()
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(entry)
+            checker.reload()
+            self.assertEqual(self.warned(), [])
 
     def test_what_is_wrong_with_a_file(self) -> None:
         path = self.file("alice:secret")
@@ -195,7 +216,7 @@ class CheckerTests(AuthCase):
         with patch.dict("sys.modules", {"scramp": None}):
             with self.assertRaises(ValueError) as caught:
                 self.users(alice=ALICE)
-            self.assertIn("pip install 'tcpjson[auth]'", str(caught.exception))
+            self.assertEqual(str(caught.exception), "the package scramp is missing: pip install scramp")
             login = self.login(self.tokens(dev="one"))
             self.assertEqual(self.result(login, token("one")).user, "dev")
 
@@ -267,7 +288,7 @@ class PluginTests(AuthCase):
         for value, wrong in (
             ("scram", "--auth scram: the path of a file must follow"),
             ("token:", "--auth token: the path of a file must follow"),
-            ("scram:/no where", "--auth scram:/no where: No such file or directory"),
+            ("scram:/no where", "--auth scram: /no where: No such file or directory"),
         ):
             with self.assertRaises(UsageError) as caught:
                 Offered().parseOptions(["--auth", value])
@@ -276,7 +297,7 @@ class PluginTests(AuthCase):
             Offered().parseOptions(["--auth", "scram:x"])
         self.assertEqual(
             str(caught.exception),
-            "Unexpected error: --auth scram:x: it needs the package scramp: pip install 'tcpjson[auth]'",
+            "Unexpected error: --auth scram: the package scramp is missing: pip install scramp",
         )
 
     def test_help(self) -> None:
@@ -532,6 +553,14 @@ class OtherCheckerTests(AuthCase):
         login = self.login(Checker(lambda _: fail(CancelledError())))
         self.assertEqual(self.result(login, plain("alice", "secret")), FAILED)
 
+    def test_cancelled_nobody_else_is_asked(self) -> None:
+        slow, other = Checker(lambda _: Deferred()), Checker(always(b"bob"))
+        step = self.login(slow, other).step(plain("alice", "secret"))
+        assert isinstance(step, Deferred)
+        step.cancel()
+        self.failureResultOf(step, CancelledError)
+        self.assertEqual((len(slow.asked), len(other.asked)), (1, 0))
+
     def test_in_order_until_one_accepts(self) -> None:
         no, yes, never = Checker(refuse), Checker(always(b"alice")), Checker(always(b"bob"))
         self.assertEqual(self.result(self.login(no, yes, never), plain("a", "b")).user, "alice")
@@ -560,31 +589,6 @@ class OtherCheckerTests(AuthCase):
             else:
                 waiting.errback(UnauthorizedLogin())
             self.assertEqual(self.successResultOf(answer).status, status)
-
-    def test_reload(self) -> None:
-        """Those that can; each that fails has its line."""
-
-        class Reloading(Checker):
-            def reload(self) -> None:
-                self.answer(None)
-
-        def broken(_: Any) -> Any:
-            raise RuntimeError("one\ntwo")
-
-        def speechless(_: Any) -> Any:
-            raise RuntimeError
-
-        done = Reloading(self.asked_to_reload)
-        self.reloads = 0
-        authenticator = self.authenticator(
-            Checker(refuse), Reloading(broken), Reloading(speechless), self.tokens(a="one"), done
-        )
-        self.assertEqual(authenticator.reload(), ["one", "RuntimeError"])
-        self.assertEqual(self.reloads, 1)
-
-    def asked_to_reload(self, _: Any) -> None:
-        """Count."""
-        self.reloads += 1
 
 
 class TokenTests(AuthCase):
@@ -772,6 +776,38 @@ class ScramTests(AuthCase):
         self.assertEqual(self.result(login, scram(self._first())), FAILED)
         self.assertEqual(login.failures, 1)
         self.assertEqual(self.by_scram(login, "alice", PASSWORD).user, "alice")
+
+    def test_a_user_who_goes_in_the_midst_of_it(self) -> None:
+        """Once the file was read anew, what was begun before leads to nothing."""
+        path = Path(self.checker.path)
+        content = path.read_text()
+        other = Verifier.make("other", 4096, lambda count: b"b" * count)
+        for changed in ("", f"alice:{other.format()}\n"):
+            path.write_text(content)
+            self.checker.reload()
+            login = self.login(self.checker)
+            client = ScramClient(["SCRAM-SHA-256"], "alice", PASSWORD)
+            client.set_server_first(self.challenge(login, client.get_client_first()))
+            path.write_text(changed)
+            self.checker.reload()
+            self.assertEqual(self.result(login, scram(client.get_client_final())), FAILED)
+
+    def test_one_decoy_however_a_name_is_spelt(self) -> None:
+        """As there is one verifier: else different times for the spellings would tell who is no user."""
+        seen: list[Verifier] = []
+
+        class Asked:
+            def __init__(self, username: str) -> None:
+                self.username = username
+
+            def check(self, verifier: Verifier) -> bool:
+                seen.append(verifier)
+                return False
+
+        for username in ("nobody", "\N{FULLWIDTH LATIN SMALL LETTER N}obody", "no\N{SOFT HYPHEN}body"):
+            credentials: Any = Asked(username)
+            self.failureResultOf(self.checker.requestAvatarId(credentials), UnauthorizedLogin)
+        self.assertEqual(len(set(seen)), 1)
 
     def test_the_mechanism_may_be_left_out_of_the_second_step(self) -> None:
         """As section 6 writes it; of a first message it is a part."""

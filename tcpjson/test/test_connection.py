@@ -292,6 +292,13 @@ class GuestTests(Case):
         self.guest.send_payload(b'{"type":"ping","x":"%b"}' % (b"x" * 4074))
         self.assertEqual(self.codes(self.guest.receive()), ["pong"])
 
+    def test_a_frame_longer_than_any_may_be(self) -> None:
+        server = self.server(checkers=[checker()], limits=Limits(max_length=1000, max_queue=1000))
+        guest = server.connect()
+        self.assertEqual(guest.receive()[0]["limits"]["pre_auth_max_length"], 1000)
+        guest.send_bytes((1001).to_bytes(4, "big"))
+        self.assertEqual(self.codes(guest.receive()), ["too_large"])
+
     def test_too_long_a_frame(self) -> None:
         self.guest.send_bytes((4097).to_bytes(4, "big"))
         error = self.assertEnd(self.memory, self.guest, "too_large")
@@ -715,7 +722,8 @@ class AuthTimeoutTests(Case):
         peer = self.peer(server)
         server.advance(3)
         peer.send({**auth(), "id": 7}, PING)
-        server.advance(29.875)
+        # The back-off, of 2 s at the most, is none of the checker's time.
+        server.advance(31.875)
         self.assertEqual(peer.receive(), [])
         server.advance(0.25)
         [error, pong] = peer.receive()
@@ -1929,16 +1937,17 @@ class TurnedAwayTests(Case):
         self.peer(server)
         for _ in range(100):
             server.connect().close()
-        self.assertEqual(self.lines("refused"), ["refused connections: server_full=1"])
+        self.assertEqual(self.lines("refused"), ["refused connections: server_full=1 last=127.0.0.1:50001"])
         server.advance(0.875)
         server.connect().close()
         self.assertEqual(len(self.lines("refused")), 1)
         server.advance(0.25)
-        self.assertEqual(self.lines("refused")[1:], ["refused connections: server_full=100"])
+        [line] = self.lines("refused")[1:]
+        self.assertEqual(line, "refused connections: server_full=100 last=127.0.0.1:50101")
         server.connect().close()
         self.assertEqual(len(self.lines("refused")), 2)
         server.advance(1)
-        self.assertEqual(self.lines("refused")[2:], ["refused connections: server_full=1"])
+        self.assertEqual(len(self.lines("refused")), 3)
         # And none where there is nothing to tell.
         server.advance(10)
         self.assertEqual(len(self.lines("refused")), 3)
@@ -1954,8 +1963,19 @@ class TurnedAwayTests(Case):
         from_address(server, "192.0.2.3").close()
         server.advance(1)
         self.assertEqual(
-            self.lines("refused")[-1], "refused connections: server_full=1 too_many_connections=1"
+            self.lines("refused")[-1],
+            "refused connections: server_full=1 too_many_connections=1 last=192.0.2.3:1",
         )
+
+    def test_nothing_stays_unsaid(self) -> None:
+        server = self.server(limits=Limits(max_connections=1))
+        first = self.peer(server)
+        for _ in range(3):
+            server.connect().close()
+        first.close()
+        server.stop()
+        self.assertEqual(len(self.lines("refused")), 2)
+        self.assertIn("server_full=2 ", self.lines("refused")[-1])
 
     def test_no_timer_is_left(self) -> None:
         for seconds in (0, 5):
@@ -2612,8 +2632,12 @@ class DrainTests(Case):
         self.start(limits=Limits(grace=0.5))
         peer = self.peer(self.memory)
         self.drain()
-        self.memory.advance(0.375)
+        self.memory.advance(0.125)
         self.assertFalse(peer.closed)
+        # There is still time to end in order.
+        self.memory.advance(0.25)
+        self.assertTrue(peer.closed)
+        self.assertFalse(peer.aborted)
         self.memory.advance(0.125)
         self.assertTrue(peer.aborted)
         peer.close()
@@ -2758,7 +2782,7 @@ class DrainTests(Case):
         first.close()
         self.assertEqual(self.fired, [])
         peer.close()
-        self.assertEqual(self.lines("refused"), ["refused connections: going_away=1"])
+        self.assertEqual(self.lines("refused"), ["refused connections: going_away=1 last=127.0.0.1:50001"])
         self.end()
         late = self.memory.connect()
         self.assertEqual(self.codes(late.receive()), ["going_away"])

@@ -19,7 +19,17 @@ PACKAGE = Path(tcpjson.__file__).parent
 # for all that is in it, the empty one for the package itself. What is new must be given its place here.
 FLOORS = (
     {"_version", "core"},
-    {"deadlines", "timestamps", "transports", "outbox", "proxied", "protocol", "tls", "handlers"},
+    {
+        "deadlines",
+        "timestamps",
+        "transports",
+        "outbox",
+        "proxied",
+        "protocol",
+        "tls",
+        "tlstransport",
+        "handlers",
+    },
     {"fairqueue", "verifiers", "auth"},
     {"classic", "dialects", "exchange", "connection", "server"},
     {"", "vectors", "testing", "service", "tap", "passwd"},

@@ -21,6 +21,9 @@ import tcpjson
 from tcpjson import passwd
 from tcpjson.verifiers import ITERATIONS, MAX_PASSWORD, Tokens, Verifiers
 
+# How each line of a change ends.
+SIGHUP = "; a running server reads it on SIGHUP\n"
+
 FAST = ("--iterations", "4096")
 
 
@@ -86,8 +89,7 @@ class UserTests(PasswdCase):
             (
                 0,
                 "",
-                f"tcpjson.passwd: set the password of alice in {self.path}; "
-                "a running server reads it on SIGHUP\n",
+                f"tcpjson.passwd: set the password of alice in {self.path}{SIGHUP}",
             ),
         )
         self.assertTrue(self.matches("alice", "secret"))
@@ -121,7 +123,8 @@ class UserTests(PasswdCase):
         self.assertFalse(self.matches("bob", "secret"))
         old, new = text.splitlines(), self.lines()
         self.assertEqual([a == b for a, b in zip(old, new, strict=True)], [True] * 4 + [False] + [True] * 2)
-        self.assertEqual(self.main("bob", "--delete")[0], 0)
+        _, _, err = self.main("bob", "--delete")
+        self.assertEqual(err, f"tcpjson.passwd: removed bob from {self.path}{SIGHUP}")
         self.assertEqual(self.lines(), [*new[:4], *new[5:]])
         self.set("dave")
         self.assertEqual(self.lines()[:-1], [*new[:4], *new[5:]])
@@ -172,6 +175,7 @@ class UserTests(PasswdCase):
         for name in ("", "a:b", "#a", "a\n", "x" * 257, "\udcff"):
             for options in (["--password-stdin"], ["--delete"], ["--token"]):
                 self.assertTrue(self.refused(name, *options, stdin=b"x").startswith("the name: it "))
+        self.assertEqual(self.refused("a:b", "--token"), "the name: it must not hold a colon")
 
     def test_who_is_not_there(self) -> None:
         self.assertEqual(self.refused("alice", "--delete"), f"{self.path}: No such file or directory")
@@ -204,7 +208,7 @@ class UserTests(PasswdCase):
             self.set("alice")
             self.assertEqual(
                 self.refused("ä", "--password-stdin", stdin=b"x"),
-                "it needs the package scramp: pip install 'tcpjson[auth]'",
+                "the package scramp is missing: pip install scramp",
             )
 
     def test_options_that_do_not_go_together(self) -> None:
@@ -215,19 +219,24 @@ class UserTests(PasswdCase):
             ["a", "--delete", *FAST],
             ["a", "--iterations", "4095"],
             ["a", "--iterations", "10000001"],
-            ["a", "--iterations", "x"],
+            *(["a", "--iterations", each] for each in ("x", "", "5000.0", "5_000", "9" * 5000)),
             ["a", "b"],
             [],
         ):
             status, out, err = self.main(*arguments)
             self.assertEqual((status, out), (2, ""), arguments)
             self.assertIn("error: ", err)
+            if len(arguments) == 3 and arguments[1] == "--iterations":
+                self.assertIn("--iterations: must be a whole number, 4096 to 10000000\n", err)
         self.assertIsNone(self.content())
 
     def test_help(self) -> None:
         status, out, _ = self.main("--help")
         self.assertEqual(status, 0)
-        self.assertIn("SIGHUP", out)
+        words = " ".join(out.split())
+        self.assertIn("SIGHUP", words)
+        self.assertIn("--auth token:FILE", words)
+        self.assertIn("NAME the user, or the name of the token", words)
 
 
 class AskTests(PasswdCase):
@@ -245,11 +254,19 @@ class AskTests(PasswdCase):
         for answers, wrong in (
             (("secret", "Secret"), "the passwords differ"),
             (("", ""), "the password is empty"),
+        ):
+            with self._typed(*answers):
+                self.assertEqual(self.refused("alice"), wrong)
+
+    def test_what_is_broken_off(self) -> None:
+        """It is said in a line of its own, not behind the prompt."""
+        for answers, wrong in (
             ((EOFError(),), "no password was given"),
             (("secret", KeyboardInterrupt()), "interrupted"),
         ):
             with self._typed(*answers):
-                self.assertEqual(self.refused("alice"), wrong)
+                self.assertEqual(self.main("alice"), (1, "", f"\ntcpjson.passwd: {wrong}\n"))
+            self.assertIsNone(self.content())
 
     def test_no_terminal(self) -> None:
         """getpass would go on, and show what is typed."""
@@ -305,6 +322,10 @@ class TokenTests(PasswdCase):
     def test_a_token(self) -> None:
         status, out, err = self.main("dev", "--token")
         self.assertEqual(status, 0)
+        self.assertEqual(
+            err,
+            f"tcpjson.passwd: added a token of dev in {self.path}, which is not shown again{SIGHUP}",
+        )
         self.assertRegex(out, r"\A[A-Za-z0-9_-]{43}\n\Z")
         token = out.strip()
         self.assertNotIn(token, err)
@@ -319,9 +340,11 @@ class TokenTests(PasswdCase):
         self.assertEqual([tokens.find(token) for token in made], ["dev", "ops", "dev"])
         status, out, err = self.main("dev", "--token", "--delete")
         self.assertEqual((status, out), (0, ""))
-        self.assertIn("removed token dev", err)
+        self.assertEqual(err, f"tcpjson.passwd: removed 2 tokens of dev from {self.path}{SIGHUP}")
         tokens = Tokens(self.path.read_bytes())
         self.assertEqual([tokens.find(token) for token in made], [None, "ops", None])
+        _, _, err = self.main("ops", "--token", "--delete")
+        self.assertEqual(err, f"tcpjson.passwd: removed 1 token of ops from {self.path}{SIGHUP}")
 
     def test_names_need_no_scramp(self) -> None:
         with patch.dict("sys.modules", {"scramp": None, "scramp.core": None}):

@@ -18,7 +18,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tcpjson import Limits, TCPJSONServerFactory, service
-from tcpjson.auth import Authenticator
 from tcpjson.service import Refusal, ServerService, reason_of
 from tcpjson.tap import port_from
 from tcpjson.test.wires import Loop, Wire
@@ -108,10 +107,8 @@ class FakeTLS:
             raise self.error
 
 
-class FakeChecker:
-    """A checker whose file is counted as read; `error` is raised then."""
-
-    credentialInterfaces = ()
+class FakeFile:
+    """A file that is counted as read; `error` is raised then."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.reloads = 0
@@ -166,6 +163,26 @@ class ListeningTests(ServiceCase):
         service.startService()
         names = ["/run/x", "/run/y", "\ufffd", "somewhere", "[::1]:4711"]
         self.assertEqual(lines(), [f"listening on {name}" for name in names])
+
+    def test_ports_that_ask_nobody(self) -> None:
+        """A warning for each that others than this machine reach, unless someone is asked."""
+        hosts = ("127.0.0.1", "127.3.0.1", "0.0.0.0", "192.0.2.7")
+        addresses: list[Any] = [IPv4Address("TCP", host, 1) for host in hosts]
+        addresses += [IPv6Address("TCP", host, 1) for host in ("::1", "::", "fe80::1%lo")]
+        addresses += [UNIXAddress(b"/run/x")]
+        warning = "whoever reaches --port port {} is a client: nobody is asked who it is"
+        for authenticator, client_ca, ports in (
+            (None, None, (2, 3, 5, 6)),
+            (object(), None, ()),
+            (None, "/ca", ()),
+        ):
+            events = self.events()
+            service = self.service(*map(FakePort, addresses))
+            asks: Any = authenticator
+            service.factory.authenticator, service._client_ca = asks, client_ca
+            service.startService()
+            warned = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+            self.assertEqual(warned, [warning.format(port) for port in ports])
 
     def test_stop(self) -> None:
         stopping: Deferred[None] = Deferred()
@@ -235,16 +252,13 @@ class RunningCase(ServiceCase):
         self,
         *,
         tls: Sequence[tuple[str, FakeTLS]] = (),
-        checkers: Sequence[FakeChecker] = (),
+        files: Sequence[tuple[str, FakeFile]] = (),
         limits: Limits | None = None,
     ) -> None:
         """Make the service and start it; `signals` has what is called at each."""
         self.server = MemoryServer(limits=limits)
         self.clock = self.server.clock
         factory = self.server.factory
-        if checkers:
-            fake: Any = checkers
-            factory.authenticator = Authenticator(fake, self.clock, lambda key, function, *args: Deferred())
         self.signals: dict[int, Callable[[], object]] = {}
         self.stops: list[int] = []
         self.stopping: Deferred[None] = Deferred()
@@ -258,6 +272,11 @@ class RunningCase(ServiceCase):
             [("port", endpoint)],
             factory,
             tls=credentials,
+            files=[
+                *((name, each.reload) for name, each in files),
+                *((name, each.reload) for name, each in tls),
+            ],
+            client_ca="/run/ca.pem",
             pool=pool,
             on_signal=self.signals.__setitem__,
             stop=self.stops.append,
@@ -271,45 +290,53 @@ class ReloadTests(RunningCase):
 
     def test_all_files(self) -> None:
         """And no client hears of it."""
-        tls, others, checkers = FakeTLS(100), FakeTLS(100), [FakeChecker(), FakeChecker()]
-        self.start(tls=[("a", tls), ("b", others)])
+        tls, users = FakeTLS(100), FakeFile()
+        self.start(tls=[("--port a", tls)], files=[("--auth scram", users)])
         peer = self.server.connect()
         peer.receive()
-        fake: Any = checkers
-        self.server.factory.authenticator = Authenticator(fake, self.clock, lambda *args: Deferred())
         self.fresh()
         self.signals[signal.SIGHUP]()
-        self.assertEqual(
-            [each.reloads for each in (tls, others)] + [each.reloads for each in checkers], [1, 1, 1, 1]
-        )
-        self.assertEqual(self.fresh(), ["certificates, passwords and tokens were read anew"])
+        self.assertEqual((tls.reloads, users.reloads), (1, 1))
+        self.assertEqual(self.fresh(), ["read anew: certificates, passwords and tokens"])
         self.assertEqual((peer.receive(), peer.closed), ([], False))
 
     def test_broken_files(self) -> None:
-        """One line for each, with its option; the others are read all the same."""
-        tls, broken = FakeTLS(100), FakeTLS(100)
-        broken.error = ValueError("cert.pem: not PEM")
-        checkers = [FakeChecker(ValueError("/run/users: line 3 is broken\nbadly")), FakeChecker()]
-        self.start(tls=[("a", broken), ("b", tls)], checkers=checkers)
+        """One line for each, with its option; the others are read all the same, and the last line says so."""
+        tls, broken, users, tokens = FakeTLS(100), FakeTLS(100), FakeFile(), FakeFile()
+        broken.error = ValueError("/run/cert.pem: not PEM")
+        users.error = RuntimeError("/run/users: line 3 is broken\nbadly")
+        self.start(
+            tls=[("--port a", broken), ("--port b", tls)],
+            files=[("--auth scram", users), ("--auth token", tokens)],
+        )
         events = self.events()
         self.signals[signal.SIGHUP]()
+        self.assertEqual([each.reloads for each in (tls, broken, users, tokens)], [1, 1, 1, 1])
+        kept = "not read anew, the old stays in use: "
         self.assertEqual(
-            [each.reloads for each in (tls, broken)] + [each.reloads for each in checkers], [1, 1, 1, 1]
+            [(event["log_level"], formatEvent(event)) for event in events],
+            [
+                (LogLevel.error, f"{kept}--auth scram: /run/users: line 3 is broken"),
+                (LogLevel.error, f"{kept}--port a: /run/cert.pem: not PEM"),
+                (LogLevel.info, "read anew, but for 2 of 4"),
+            ],
         )
-        lines = [formatEvent(event) for event in events]
-        self.assertEqual(len(lines), 2)
-        self.assertEqual({event["log_level"] for event in events}, {LogLevel.error})
-        self.assertIn("/run/users: line 3 is broken", lines[0])
-        self.assertIn("--port a: cert.pem: not PEM", lines[1])
-        self.assertEqual([len(line.splitlines()) for line in lines], [1, 1])
+        # The file of another option, and one whose name only begins like it.
+        for path, option in (("/run/ca.pem", "--client-ca"), ("/run/ca.pem2", "--port a")):
+            broken.error, users.error = ValueError(f"{path}: not PEM"), None
+            self.fresh()
+            self.signals[signal.SIGHUP]()
+            self.assertEqual(self.fresh(), [f"{kept}{option}: {path}: not PEM", "read anew, but for 1 of 4"])
         # What is mended is read the next time.
-        broken.error = checkers[0].error = None
+        broken.error = None
         self.signals[signal.SIGHUP]()
-        self.assertEqual(formatEvent(events[-1]), "certificates, passwords and tokens were read anew")
+        self.assertEqual(self.fresh(), ["read anew: certificates, passwords and tokens"])
 
     def test_without_files(self) -> None:
         self.start()
+        self.fresh()
         self.signals[signal.SIGHUP]()
+        self.assertEqual(self.fresh(), ["nothing to read anew"])
         self.assertIsNone(self.server.factory.stats.certificate_days)
 
     def test_certificates_are_looked_at_at_once(self) -> None:
@@ -348,7 +375,10 @@ class CertificateTests(RunningCase):
         self.start(tls=[("a", FakeTLS(20)), ("b", FakeTLS(-2)), ("c", FakeTLS(13.9))])
         self.assertEqual(
             self.warnings(),
-            ["a certificate of --port b ends in -2.0 days", "a certificate of --port c ends in 13.9 days"],
+            [
+                "a certificate of --port b has ended 2.0 days ago",
+                "a certificate of --port c ends in 13.9 days",
+            ],
         )
         self.assertEqual(self.server.factory.stats.certificate_days, -2)
         self.clock.advance(86400)
@@ -359,6 +389,22 @@ class CertificateTests(RunningCase):
         events = self.events()
         self.clock.advance(86400)
         self.assertEqual([event["log_level"] for event in events], [LogLevel.warn])
+
+    def test_one_that_has_ended(self) -> None:
+        """No client takes it: that is an error, from the second on."""
+        for days, level, text in (
+            (1e-9, LogLevel.warn, "ends in 0.0 days"),
+            (0, LogLevel.error, "has ended 0.0 days ago"),
+            (-0.01, LogLevel.error, "has ended 0.0 days ago"),
+            (-2.5, LogLevel.error, "has ended 2.5 days ago"),
+        ):
+            events = self.events()
+            self.start(tls=[("a", FakeTLS(days))])
+            found = [
+                (event["log_level"], formatEvent(event)) for event in events if "days" in formatEvent(event)
+            ]
+            self.assertEqual(found, [(level, f"a certificate of --port a {text}")])
+            self.assertEqual(self.server.factory.stats.certificate_days, round(days, 1))
 
     def test_nobody_looks_without_tls(self) -> None:
         before = len(MemoryServer().clock.getDelayedCalls())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import resource
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from OpenSSL import SSL
 from twisted.cred import strcred
@@ -19,7 +22,8 @@ from twisted.cred.credentials import IUsernamePassword
 from twisted.internet import endpoints, reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.testing import MemoryReactorClock
-from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.plugins.cred_file import theFileCheckerFactory
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.systemd import ListenFDs
 
 from tcpjson import Limits, TCPJSONServerFactory, __version__, tap
@@ -151,6 +155,49 @@ class OptionsTests(RefusingCase):
                 self.assertIn(f"--{name}: ", line)
                 self.assertIn(repr(value), line)
 
+    def test_numbers_of_many_digits(self) -> None:
+        """They are numbers; what is wrong is that they are too large, if so."""
+        large = "0" * 20 + "1" * 15 + ".0"
+        for name, bound in (
+            *(("max-queue", 10**15), ("max-connections", 10**15), ("rate", 10**15), ("byte-rate", 10**15)),
+            *(("grace", 10**9), ("heartbeat", 10**9)),
+        ):
+            for value in (str(bound), "9" * 5000):
+                self.assertIn(
+                    f"--{name}: {value!r} must be less than {bound}", self.refused(f"--{name}", value)
+                )
+            parse(f"--{name}", str(bound - 1))
+        self.assertIn("must be less than", self.refused("--rate", f"1:{10**15}"))
+        self.assertEqual(parse("--rate", large)["limits"].messages_per_second, float(large))
+        self.assertEqual(parse("--grace", "0.00000000001")["limits"].grace, 1e-11)
+        line = self.refused("--max-length", "20000000000000")
+        self.assertEqual(line, "tcpjson: --max-length must be at most 268435456")
+
+    def test_what_can_be_off(self) -> None:
+        """The line and the help say so."""
+        text = Options().getUsage(width=2000)
+        off = ("idle-timeout", "heartbeat", "max-connections-per-ip", "rate", "byte-rate")
+        for name, *_ in (row for row in Options.optParameters if row[4] is not None):
+            [line] = [line for line in text.splitlines() if f" --{name}= " in line]
+            self.assertEqual("; 0: off." in line, name in off, name)
+            if name in off:
+                self.assertTrue(self.refused(f"--{name}", "-1").endswith(", or 0 for off"))
+        self.assertIn("greater than 0, or 0 for off", self.refused("--heartbeat", "-1"))
+
+    def test_a_path_that_is_none(self) -> None:
+        """A variable of a shell that is not set must not switch the protection off."""
+        line = self.refused("--client-ca", "")
+        self.assertEqual(line, "tcpjson: --client-ca: the path of a file must follow")
+
+    def test_paths_outlive_a_change_of_the_folder(self) -> None:
+        self.assertEqual(parse("--client-ca", "ca.pem")["client-ca"], os.path.abspath("ca.pem"))
+
+    def test_arguments(self) -> None:
+        self.assertEqual(self.refused("foo"), "tcpjson: unexpected argument 'foo'")
+        self.assertEqual(self.refused("--strict", "a", "b"), "tcpjson: unexpected argument 'a'")
+        line = self.refused(f"memory:ann:{SECRET}")
+        self.assertEqual(line, "tcpjson: unexpected argument 'memory'")
+
     def test_switched_off(self) -> None:
         options = parse(
             *("--idle-timeout", "0", "--heartbeat", "0", "--max-connections-per-ip", "0"),
@@ -194,7 +241,6 @@ class OptionsTests(RefusingCase):
     def test_unknown(self) -> None:
         self.assertIn("nonsense", self.refused("--nonsense"))
         self.assertIn("strict", self.refused(f"--strict={SECRET}"))
-        self.refused(f"memory:ann:{SECRET}")
         self.refused(f"--aut=memory:ann:{SECRET}")
         self.assertIn("max-length", self.refused("--max-length"))
         self.refused("--non\nsense")
@@ -216,6 +262,9 @@ class OptionsTests(RefusingCase):
         for name in ("--port=", "--auth=", "--client-ca=", "--strict", "--allow-plain-auth", "--help-auth"):
             self.assertIn(name, "\n".join(text.split()))
         self.assertNotIn("None", text)
+        for line in text.splitlines():
+            self.assertNotRegex(re.sub(r"^ *(-\w, )?--[\w-]+=? +", "", line), r"\S\s\s|\t", line)
+        self.assertIn("tls:FOLDER", text)
         self.assertIn("tcp:9999:interface=127.0.0.1", text)
 
 
@@ -261,6 +310,19 @@ class AuthOptionTests(RefusingCase):
             line = self.refused("--auth", value)
             self.assertIn(text, line)
             self.assertEqual(line.count("--auth "), 1, line)
+
+    def test_a_file_of_passwords(self) -> None:
+        """Twisted would take one that is not there, and let nobody in."""
+        path = written(self.mktemp(), f"ann:{SECRET}\n".encode())
+        self.assertEqual(parse("--auth", f"file:{path}")["auth"], ["file"])
+        self.patch(theFileCheckerFactory, "errorOutput", io.StringIO())
+        for path, why in (("/nonexistent/x", "No such file or directory"), ("/", "Is a directory")):
+            self.assertEqual(self.refused("--auth", f"file:{path}"), f"tcpjson: --auth file: {path}: {why}")
+
+    def test_without_scramp(self) -> None:
+        with patch.dict("sys.modules", {"scramp": None}):
+            line = self.refused("--auth", "scram:x")
+        self.assertEqual(line, "tcpjson: --auth scram: the package scramp is missing: pip install scramp")
 
     def test_a_broken_file(self) -> None:
         """What is wrong in it is not shown: it may be a password."""
@@ -358,7 +420,7 @@ class EndpointTests(ServiceCase):
             f"haproxy:ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
         )
         self.assertIs(factory.protocol, ProxiedProtocol)
-        self.assertIs(factory.wrappedFactory.protocol, TLSMemoryBIOFactory.protocol)
+        self.assertTrue(issubclass(factory.wrappedFactory.protocol, TLSMemoryBIOProtocol))
         self.assertEqual((backlog, interface), (4096, "127.0.0.1"))
 
     def test_haproxy(self) -> None:
@@ -445,14 +507,60 @@ class PortTests(ServiceCase):
             self.assertIn(f"--port {description}: ", line)
         self.one_line(self.assertRaises(Refusal, open_port, "tcp:1\n2", MemoryReactorClock(), None))
 
+    def test_kinds_in_disguise(self) -> None:
+        """Twisted would take them for `ssl:`, which asks for no client certificate and is never read anew."""
+        pem = certificate(self.mktemp())
+        for description in (
+            *(f"s\\sl:0:privateKey={pem}", f"\\ssl:0:privateKey={pem}", f"privateKey={pem}:ssl:0"),
+            *(f"haproxy:s\\sl:0:privateKey={pem}", f"haproxy:privateKey={pem}:ssl:0"),
+            *(
+                f"h\\aproxy:ssl:0:privateKey={pem}",
+                f"haproxy:haproxy:ssl:0:privateKey={pem}",
+                "haproxy:HAProxy:tcp:0",
+            ),
+        ):
+            refusal = self.assertRaises(Refusal, open_port, description, MemoryReactorClock(), None)
+            self.assertRegex(self.one_line(refusal), "must begin with the kind|may stand there once")
+
+    def test_plain_words(self) -> None:
+        """What Twisted raises says nothing to who typed it."""
+        pem = certificate(self.mktemp())
+        for description, why in (
+            ("tcp:abc", "'abc' is no port number"),
+            ("tcp:", "'' is no port number"),
+            ("tcp::interface=127.0.0.1", "'' is no port number"),
+            (f"ssl:abc:privateKey={pem}", "'abc' is no port number"),
+            ("tcp:1:backlog=abc", "'abc' is no backlog"),
+            ("unix:/run/x:mode=9", "'9' is no mode"),
+            ("systemd:domain=INET:index=0", "systemd passed no socket 0"),
+            ("systemd:domain=INET:name=web", "systemd passed no socket web"),
+        ):
+            refusal = self.assertRaises(Refusal, open_port, description, MemoryReactorClock(), None)
+            self.assertEqual(self.one_line(refusal), f"tcpjson: --port {description}: {why}")
+
+    def test_other_errors_are_left(self) -> None:
+        """As they are: a key that is missing elsewhere is not systemd's."""
+        for description, error in (
+            ("tcp:1", KeyError("x")),
+            ("systemd:domain=INET:index=0", ValueError("x")),
+        ):
+            self.patch(tap, "port_from", lambda *_, error=error: self.raises(error))
+            refusal = self.assertRaises(Refusal, open_port, description, MemoryReactorClock(), None)
+            self.assertEqual(self.one_line(refusal), f"tcpjson: --port {description}: {error}")
+
+    def raises(self, error: Exception) -> None:
+        """Raise it."""
+        raise error
+
     def test_a_broken_authority(self) -> None:
         pem = certificate(self.mktemp())
         broken = written(self.mktemp(), b"nothing of the kind")
         for path in (broken, "/nonexistent"):
+            path = os.path.abspath(path)
             line = self.one_line(
                 self.assertRaises(Refusal, open_port, f"ssl:0:privateKey={pem}", MemoryReactorClock(), path)
             )
-            self.assertIn(path, line)
+            self.assertTrue(line.startswith(f"tcpjson: --client-ca: {path}: "), line)
 
     def test_a_number_alone(self) -> None:
         refusal = self.assertRaises(Refusal, open_port, "9994", MemoryReactorClock(), None)
@@ -575,6 +683,70 @@ class MakeServiceTests(MakingCase):
         service.reload()
         self.assertIsNot(tls.serverConnectionForTLS(None).get_context(), before)
 
+    def test_files_that_are_read_anew(self) -> None:
+        """Each that is broken is named by its option; passwords of the command line are in no file."""
+        pem, scram, token = certificate(self.mktemp()), scram_file(self.mktemp()), token_file(self.mktemp())
+        ca = ca_file(self.mktemp())
+        port = f"ssl:1:privateKey={pem}"
+        service = self.make(
+            *("--auth", f"scram:{scram}", "--auth", "memory:ann:x", "--auth", f"token:{token}"),
+            *("--port", port, "--client-ca", ca),
+        )
+        fresh = self.lines()
+        service.reload()
+        self.assertEqual(fresh(), ["read anew: certificates, passwords and tokens"])
+        for path, option in (
+            (scram, "--auth scram"),
+            (token, "--auth token"),
+            (ca, "--client-ca"),
+            (pem, f"--port {port}"),
+        ):
+            good = Path(path).read_bytes()
+            Path(path).write_bytes(b"x")
+            service.reload()
+            failure, end = fresh()
+            self.assertTrue(
+                failure.startswith(
+                    f"not read anew, the old stays in use: {option}: {os.path.abspath(path)}: "
+                ),
+                failure,
+            )
+            self.assertEqual(end, "read anew, but for 1 of 3")
+            Path(path).write_bytes(good)
+        service = self.make("--auth", "memory:ann:x", "--allow-plain-auth")
+        service.reload()
+        self.assertEqual(fresh(), ["nothing to read anew"])
+
+    def test_open_ports(self) -> None:
+        """Whether the service is to warn of them."""
+        port = f"ssl:1:privateKey={certificate(self.mktemp())}"
+        ca = ca_file(self.mktemp())
+        self.assertIsNone(self.make("--port", port)._client_ca)
+        service = self.make("--port", port, "--client-ca", ca)
+        self.assertEqual(service._client_ca, os.path.abspath(ca))
+
+    def test_options_that_do_nothing(self) -> None:
+        lines = self.lines()
+        token = f"token:{token_file(self.mktemp())}"
+        harmless: Sequence[tuple[str, ...]] = (
+            *(("--rate-policy", "throttle"), ("--rate-policy", "close", "--rate", "1")),
+            *(("--rate-policy", "observe", "--byte-rate", "1"), ("--allow-plain-auth", "--auth", token)),
+        )
+        for arguments in harmless:
+            self.make(*arguments)
+            self.assertEqual(lines(), [], arguments)
+        vain: Sequence[tuple[tuple[str, ...], str]] = (
+            (("--rate-policy", "close"), "--rate-policy does nothing without --rate or --byte-rate"),
+            (
+                ("--rate-policy", "close", "--rate", "0"),
+                "--rate-policy does nothing without --rate or --byte-rate",
+            ),
+            (("--allow-plain-auth",), "--allow-plain-auth does nothing without --auth"),
+        )
+        for arguments, line in vain:
+            self.make(*arguments)
+            self.assertEqual(lines(), [line])
+
     def test_a_queue_shorter_than_a_message(self) -> None:
         lines = self.lines()
         self.make("--max-queue", "1048576")
@@ -611,8 +783,9 @@ class MakeServiceTests(MakingCase):
         self.patch(self.real, "callWhenRunning", lambda *call: waiting.append(call))
         called: list[str] = []
         self.make()._on_signal(number, lambda: called.append("it"))
-        # Twisted would put its own handlers over ours when it begins to run.
-        self.assertIs(signal.getsignal(number), before)
+        # At once, and again over what Twisted puts in place when it begins to run.
+        self.assertIsNot(signal.getsignal(number), before)
+        signal.signal(number, before)
         for function, *arguments in waiting:
             function(*arguments)
         signal.raise_signal(number)
@@ -729,12 +902,13 @@ class ProtectionTests(MakingCase):
             self.assertEqual(line, "tcpjson: --client-ca: no --port has TLS")
 
     def test_client_certificates_beside_an_open_door(self) -> None:
-        for port in ("tcp:1", "haproxy:tcp:1"):
+        for port in ("tcp:1", "haproxy:tcp:1", "unix:/run/x"):
             arguments = ("--port", self.tls, "--port", port, "--client-ca", self.client_ca)
-            self.assertIn(f"--client-ca: --port {port} is in the clear", self.refused(*arguments))
+            line = self.refused(*arguments)
+            self.assertIn(f"--client-ca: --port {port} has no TLS and asks nobody", line)
             self.make(*arguments, "--auth", self.scram)
 
     def test_client_certificates(self) -> None:
-        """Whoever is on the system may use its socket."""
-        for more in ((), ("--port", "unix:/run/x"), ("--auth", self.token)):
+        """Those on a Unix socket have none: they are asked for something else, or it is refused, as above."""
+        for more in ((), ("--auth", self.token), ("--auth", self.token, "--port", "unix:/run/x")):
             self.make("--port", self.tls, "--client-ca", self.client_ca, *more)

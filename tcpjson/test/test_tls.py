@@ -43,7 +43,8 @@ from zope.interface import implementer
 import tcpjson.tls
 from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.test.hypo import given
-from tcpjson.tls import ServerTLS, peer_identity, split_tls, tls_endpoint
+from tcpjson.tls import ServerTLS, handshake_error, peer_identity, split_tls
+from tcpjson.tlstransport import TLSEndpoint
 
 # Certificates run from here on, whatever the day is; those that are to have ended, until just after.
 START = datetime(2020, 1, 1, tzinfo=UTC)
@@ -311,7 +312,7 @@ class Case(SynchronousTestCase):
     def factory(self, creator: ServerTLS) -> Any:
         """The factory that an endpoint with TLS listens with."""
         keeper: Any = Keeper()
-        listening = tls_endpoint(creator, keeper, self.clock).listen(Factory.forProtocol(Recorder))
+        listening = TLSEndpoint(creator, keeper, self.clock).listen(Factory.forProtocol(Recorder))
         self.assertEqual(self.successResultOf(listening), "the port")
         keeper.factory.clock = self.clock
         return keeper.factory
@@ -547,20 +548,30 @@ class ClientCertificateTests(Case):
             ([(NameOID.ORGANIZATION_NAME, "here"), (NameOID.COUNTRY_NAME, "FR")], "C=FR,O=here"),
             ([(NameOID.COMMON_NAME, "a"), (NameOID.COMMON_NAME, "b")], "CN=b,CN=a"),
             ([(NameOID.COMMON_NAME, ""), (NameOID.ORGANIZATION_NAME, "here")], "O=here,CN="),
-            ([], ""),
+            ([(NameOID.COMMON_NAME, "x" * 256)], "x" * 256),
+            ([(NameOID.COMMON_NAME, "x" * 257)], None),
+            ([], None),
         ):
             with warnings.catch_warnings():
                 # No name should be empty.
                 warnings.simplefilter("ignore", UserWarning)
                 subject = x509.Name([x509.NameAttribute(*each, _validate=False) for each in attributes])
-                meeting = self.meet(creator, Holder(subject, ROOT))
-            self.assertEqual(meeting.inner.identity, name)
+                holder = Holder(subject, ROOT)
+                meeting = self.meet(creator, holder)
+            fingerprint = f"sha256:{holder.certificate.fingerprint(SHA256()).hex()}"
+            self.assertEqual(meeting.inner.identity, fingerprint if name is None else name)
+
+    def test_what_is_said_of_a_handshake_that_failed(self) -> None:
+        error = SSL.Error([("SSL routines", "", "http request")])
+        self.assertEqual(handshake_error(error), "http_request")
+        for other in (SSL.Error(), SSL.ZeroReturnError(), ValueError("x"), None):
+            self.assertEqual(handshake_error(other), "")
 
     def test_behind_a_proxy(self) -> None:
         """Whether its header comes before TLS or within."""
         creator = self.creator(ROOT)
         keeper: Any = Keeper()
-        endpoint = tls_endpoint(creator, ProxiedEndpoint(keeper), self.clock)
+        endpoint = TLSEndpoint(creator, ProxiedEndpoint(keeper), self.clock)
         self.successResultOf(endpoint.listen(Factory.forProtocol(Recorder)))
         self.assertFalse(keeper.factory.noisy)
         keeper.factory.clock = self.clock
@@ -570,8 +581,8 @@ class ClientCertificateTests(Case):
         self.assertEqual(before.inner.identity, "alice")
         self.assertEqual(before.inner.transport.getPeer(), IPv4Address("TCP", "192.0.2.1", 4711))
 
-        endpoint = ProxiedEndpoint(tls_endpoint(creator, keeper, self.clock))
-        self.successResultOf(endpoint.listen(Factory.forProtocol(Recorder)))
+        inside = ProxiedEndpoint(TLSEndpoint(creator, keeper, self.clock))
+        self.successResultOf(inside.listen(Factory.forProtocol(Recorder)))
         keeper.factory.clock = self.clock
         within = Meeting(keeper.factory, self.context(ALICE)).run()
         self.assertEqual(within.say(V1 + b"hello"), b"hello")

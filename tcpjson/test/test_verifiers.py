@@ -101,6 +101,9 @@ class NameTests(SynchronousTestCase):
             *("\N{NO-BREAK SPACE}a", "\udcff", "\u2028"),
         ):
             self.assertRaises(ValueError, normal_name, name)
+        with self.assertRaises(ValueError) as caught:
+            check_name("a:b")
+        self.assertEqual(str(caught.exception), "it must not hold a colon")
         for name in ("", "a:b", "a\nb", " a", "a ", "#a", "ä" * 128 + "a", "\udcff", "\u2028"):
             self.assertRaises(ValueError, check_name, name)
 
@@ -188,6 +191,7 @@ class VerifiersTests(SynchronousTestCase):
         )
         found = {name for name in ("alice", "bob", "carol", "#carol", "d e", "") if users.find(name)}
         self.assertEqual(found, {"alice", "bob", "d e"})
+        self.assertEqual(len(users), 3)
 
     def test_an_empty_file(self) -> None:
         self.assertIsNone(Verifiers(b"", b"").find("alice"))
@@ -316,6 +320,7 @@ class TokensTests(SynchronousTestCase):
         tokens = Tokens(f"# x\n\n{self._line('a', 'one')}{self._line('b', 'two')}".encode())
         found = [tokens.find(token) for token in ("one", "two", "three", "", "One", "ä" * 2000)]
         self.assertEqual(found, ["a", "b", None, None, None, None])
+        self.assertEqual(len(tokens), 2)
 
     def test_several_of_one_name(self) -> None:
         tokens = Tokens((self._line("a", "one") + self._line("a", "two")).encode())

@@ -18,11 +18,11 @@ from twisted.internet.interfaces import IProtocol, IProtocolFactory
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from tcpjson.core.framing import FrameReader, frame
 from tcpjson.core.limits import LARGEST_FRAME
+from tcpjson.tlstransport import BoundedTLSFactory
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -142,11 +142,11 @@ def server_context() -> Any:
         return PrivateCertificate.loadPEM(pem).options()
 
 
-def tls_factory(factory: IProtocolFactory, clock: Clock) -> TLSMemoryBIOFactory:
+def tls_factory(factory: IProtocolFactory, clock: Clock) -> BoundedTLSFactory:
     """The factory with TLS around its protocols."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return TLSMemoryBIOFactory(server_context(), False, factory, clock)
+        return BoundedTLSFactory(server_context(), False, factory, clock)
 
 
 class Wire:

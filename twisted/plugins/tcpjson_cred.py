@@ -42,7 +42,7 @@ class CheckerFactory:
         try:
             return namedAny(self._checker)(argstring)
         except ValueError as error:
-            raise InvalidAuthArgumentString(f"--auth {self.authType}:{error}") from None
+            raise InvalidAuthArgumentString(f"--auth {self.authType}: {error}") from None
 
 
 scram = CheckerFactory(
