@@ -246,7 +246,7 @@ class Server:
 
     def refusals(self) -> list[Counter[str]]:
         """How many connections were refused at once, by their codes, for each line that tells of some."""
-        lines = [line.partition("] refused connections: ")[2] for line in self.log]
+        lines = [line.partition("] refused connections: ")[2].partition(" last=")[0] for line in self.log]
         return [
             Counter({code: int(count) for code, count in (part.split("=") for part in line.split())})
             for line in lines
@@ -257,7 +257,7 @@ class Server:
         """How many connections have ended, by the codes that the log gives."""
         counts = sum(self.refusals(), Counter[str]())
         for line in self.log:
-            if match := re.search(r"\] disconnected \S+ (?:user=.* )?reason=(\S+) seconds=", line):
+            if match := re.search(r"\] disconnected \S+ (?:user=.* )?reason=(\S+) (?:why=\S+ )?seconds=", line):
                 counts[match[1]] += 1
         return counts
 
