@@ -257,7 +257,7 @@ class Server:
         """How many connections have ended, by the codes that the log gives."""
         counts = sum(self.refusals(), Counter[str]())
         for line in self.log:
-            if match := re.search(r"\] disconnected \S+ (?:user=.* )?reason=(\S+) (?:why=\S+ )?seconds=", line):
+            if match := re.search(r"\] disconnected \S+ (?:user=.* )?reason=(\S+) (why=\S+ )?seconds=", line):
                 counts[match[1]] += 1
         return counts
 
