@@ -517,6 +517,20 @@ class AuthTests(Case):
         slow.asked.pop().errback(ZeroDivisionError())
         self.assertEqual(peer.receive()[0]["status"], "authentication_failed")
 
+    def test_a_checker_that_cannot_be_cancelled(self) -> None:
+        """What it raises is logged, and the connection is gone all the same."""
+
+        class Stubborn(SlowChecker):
+            def _cancel(self, deferred: object) -> None:
+                raise ZeroDivisionError
+
+        server = self.server(checkers=[Stubborn()], limits=Limits(max_connections=1))
+        peer = self.peer(server)
+        peer.send(auth())
+        peer.close()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual((server.factory.connections, server.factory.admission.admitted), (set(), 0))
+
     def test_its_input_ends_in_the_midst_of_it(self) -> None:
         """On a transport that says so though nobody reads: it is answered first."""
         slow = SlowChecker()

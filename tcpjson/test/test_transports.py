@@ -89,6 +89,7 @@ class ClientIdTests(SynchronousTestCase):
     def test_addresses(self) -> None:
         self.assertEqual(client_id_of(v4("192.0.2.1")), "192.0.2.1:80")
         self.assertEqual(client_id_of(v6("2001:db8::1")), "[2001:db8::1]:80")
+        self.assertEqual(client_id_of(v6("::ffff:192.0.2.1")), "192.0.2.1:80")
         self.assertEqual(client_id_of(v6("fe80::1%eth0")), "[fe80::1%eth0]:80")
 
     def test_others(self) -> None:
