@@ -506,6 +506,7 @@ class Login:
             return _Attempt(self, [partial(exchange.finish, data)], exchange).start()
         try:
             self._exchange = _Exchange(self._authenticator, data)
+        # Whatever a checker raises is a failed login, as when a Deferred brings it.
         except Exception:
             return _Attempt(self, [Failure().raiseException]).start()
         return AuthChallenge(data=self._exchange.challenge)

@@ -159,6 +159,7 @@ def _replace(path: str, old: os.stat_result, content: bytes) -> None:
             file.flush()
             os.fsync(descriptor)
         os.replace(temporary, path)
+    # An interrupt too must leave no copy behind.
     except BaseException:
         os.unlink(temporary)
         raise
