@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcpjson.auth import MAX_FAILURES, SCRAM, Login
+from tcpjson.core import compression
 from tcpjson.core.backoff import DELAYS
 from tcpjson.core.encoding import encode_message
 from tcpjson.core.errors import (
@@ -214,7 +215,7 @@ class Connection(Exchange):
 
     # `hello`, `auth` and heartbeats.
 
-    def hello(self, message: Hello) -> Message:
+    def hello(self, message: Hello) -> Message | None:
         """The handler of `hello` (section 5)."""
         factory = self.factory
         dialects = factory.dialects
@@ -222,12 +223,24 @@ class Connection(Exchange):
             raise BadMessage("hello comes once, and before all but auth and ping")
         self._greeted = True
         self._answers_pings = message.heartbeat and factory.limits.heartbeat is not None
+        chosen = next((name for name in message.compression if name in factory.compression), None)
+        if self._order is not None:
+            # The answer waits behind others, and only what follows it may be compressed.
+            chosen = None
         if self._state is State.READY:
             self._expect_pongs()
             # What stands behind it in the same read was decoded, and is to be understood anew.
             self.hold(Hold.TURN)
             self.release(Hold.TURN)
-        return HelloResponse(heartbeat=self._answers_pings)
+        response = HelloResponse(heartbeat=self._answers_pings, compression=chosen)
+        if chosen is None:
+            return response
+        self._reply([encode_message(response, self.timestamp, message.id)])
+        assert factory.turn is not None
+        self._send_gathered(factory.turn)
+        self._reader.inflate = compression.inflate
+        self.compresses = True
+        return None
 
     def _expect_pongs(self) -> None:
         """`hello` was said: ping the client if it wants it."""

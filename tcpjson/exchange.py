@@ -96,6 +96,8 @@ class Exchange(TCPJSONProtocol):
     bytes_in = 0
     messages_in = 0
     messages_out = 0
+    #: Whether what is sent to it may be compressed (section 7).
+    compresses = False
     #: The code of section 9 that says why the connection ends.
     reason = ""
 
@@ -277,6 +279,9 @@ class Exchange(TCPJSONProtocol):
             text += f"; {hint}: a message begins with its length in 4 bytes, big-endian"
         self.fail(TooLarge(text))
 
+    def frameRefused(self, error: ProtocolError) -> None:
+        self.fail(error)
+
     def frame_expired(self) -> None:
         """A frame was not complete in time."""
         self.fail(FrameTimeout())
@@ -447,13 +452,17 @@ class Exchange(TCPJSONProtocol):
     def _send_now(self, payloads: list[bytes]) -> None:
         """Send answers to this client itself."""
         if payloads:
-            data = join_frames(payloads)
+            data = self._frames(payloads)
             count = len(payloads)
             self.messages_out += count
             stats = self.factory.stats
             stats.messages_out += count
             stats.bytes_out += len(data)
             self._outbox.write(data, True)
+
+    def _frames(self, payloads: list[bytes]) -> bytes:
+        """The frames of payloads, as this client takes them."""
+        return self.factory.pack(payloads) if self.compresses else join_frames(payloads)
 
     def _count_out(self, size: int) -> None:
         """Count a message of `size` bytes with its length."""
@@ -531,7 +540,7 @@ class Exchange(TCPJSONProtocol):
         if turn is not None:
             # It must not overtake a broadcast of the same turn.
             factory.commit(turn)
-        data = frame(payload)
+        data = self._frames([payload])
         if self.has_room(len(data)):
             self._count_out(len(data))
             if turn is None:

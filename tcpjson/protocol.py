@@ -10,7 +10,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import Int32StringReceiver, StringTooLongError
 from zope.interface import implementer
 
-from tcpjson.core.framing import FrameReader, FrameTooLong, frame
+from tcpjson.core.errors import ProtocolError
+from tcpjson.core.framing import COMPRESSED, FrameReader, FrameTooLong, frame
 from tcpjson.core.limits import CLOSE_TIMEOUT
 from tcpjson.outbox import Outbox
 from tcpjson.transports import descriptor_of, is_encrypted
@@ -116,16 +117,21 @@ class TCPJSONProtocol(Int32StringReceiver):
                 if done < len(payloads) and not self._holds & _ENDING:
                     reader.untake(payloads[done:])
                 handled += done
-                if done == self.batch and not self._holds:
-                    # Few reads have a whole batch: only these look at the clock.
+                if self._reader.ready and not self._holds:
+                    # Few reads have more than a batch: only these look at the clock.
                     now = self._clock.seconds()
                     until = until or now + _TURN_SECONDS
-                    if handled >= _TURN or now > until:
+                    # A batch that was cut short was long when inflated.
+                    cut = reader.inflate is not None and len(payloads) < self.batch
+                    if handled >= _TURN or now > until or cut:
                         self.hold(Hold.TURN)
                         self.release(Hold.TURN)
         except FrameTooLong as error:
             reader.clear()
             self.lengthLimitExceeded(error.length)
+        except ProtocolError as error:
+            reader.clear()
+            self.frameRefused(error)
         finally:
             self._working = False
         if self._holds and not self._holds & _ENDING:
@@ -150,6 +156,10 @@ class TCPJSONProtocol(Int32StringReceiver):
 
     def lengthLimitExceeded(self, length: int) -> None:
         """A frame announces `length` bytes, more than `MAX_LENGTH`. Nothing of it is kept."""
+        self.end()
+
+    def frameRefused(self, error: ProtocolError) -> None:
+        """A compressed frame cannot be taken (section 7). Nothing of it is kept."""
         self.end()
 
     # Pausing.
@@ -209,10 +219,10 @@ class TCPJSONProtocol(Int32StringReceiver):
         Send a payload, behind its length.
 
         Raises:
-            StringTooLongError: the payload is 4 GiB long or longer.
+            StringTooLongError: the payload is 2 GiB long or longer.
         """
-        if len(string) >= 1 << 32:
-            raise StringTooLongError(f"{len(string)} bytes do not fit a 4-byte length")
+        if len(string) >= COMPRESSED:
+            raise StringTooLongError(f"{len(string)} bytes do not fit a 31-bit length")
         self._outbox.write(frame(string))
 
     def outboxWaits(self) -> None:

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from tcpjson._version import __version__
 from tcpjson.connection import Connection
+from tcpjson.core import compression
 from tcpjson.core.admission import Admission
 from tcpjson.core.encoding import encode_message
 from tcpjson.core.errors import GoingAway, ProtocolError
@@ -45,6 +46,8 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15))
 # Seconds longer than `write_timeout` in which the other end may acknowledge nothing: whoever can be told why
 # the connection ends, is told before.
 _USER_TIMEOUT_MARGIN = 30
+#: Bytes over which a message is compressed.
+COMPRESS_OVER = 1024
 # Connections that were refused and are still there; more are closed without waiting for the peer to do so.
 _LINGERING = 32
 # Seconds that the clients have to hear that the server goes away, and to end what they are about.
@@ -104,6 +107,8 @@ class TCPJSONServerFactory(ServerFactory):
         strict: refuse plain text and types that nobody handles.
         authenticator: who may be a client; None: whoever comes.
         wall: tells the time of day in seconds since 1970.
+        compress_over: bytes over which a message is compressed for clients that ask for it (section 7); None:
+            no compression.
         send_buffer, receive_buffer: bytes of the sockets' buffers; the system's when None.
         shuffle: brings a list into a random order.
 
@@ -123,6 +128,7 @@ class TCPJSONServerFactory(ServerFactory):
         strict: bool = False,
         authenticator: Authenticator | None = None,
         wall: Callable[[], float] = time.time,
+        compress_over: int | None = COMPRESS_OVER,
         send_buffer: int | None = None,
         receive_buffer: int | None = None,
         shuffle: Callable[[list[Any]], None] = random.shuffle,
@@ -132,6 +138,9 @@ class TCPJSONServerFactory(ServerFactory):
         self.authenticator = authenticator
         self.dialects = Dialects(Connection.hello, Connection.authenticate, routers, strict)
         self.timestamps = Timestamps(wall)
+        #: The names of the compressions that clients may choose from.
+        self.compression = () if compress_over is None else compression.NAMES
+        self._compress_over = compress_over
         #: Those that are served.
         self.clients: set[Exchange] = set()
         #: Those that are connected, whatever their state.
@@ -267,6 +276,7 @@ class TCPJSONServerFactory(ServerFactory):
             max_length=self.limits.max_length,
             limits=self.limits.announced(auth=bool(mechanisms)),
             heartbeat=self.limits.heartbeat,
+            compression=self.compression,
             auth=mechanisms,
         )
         return encode_message(welcome, self.timestamps.now())
@@ -325,6 +335,8 @@ class TCPJSONServerFactory(ServerFactory):
         """Send payloads to all clients but one."""
         data = join_frames(payloads)
         size = len(data)
+        packed: bytes | None = None
+        saved = 0
         count = len(payloads)
         deliveries = 0
         # One that is found full leaves the set meanwhile.
@@ -332,15 +344,27 @@ class TCPJSONServerFactory(ServerFactory):
             if client is sender:
                 continue
             outbox = client._outbox
-            if outbox.waiting and not client.has_room(size):
+            chunk = data
+            if client.compresses:
+                if packed is None:
+                    packed = self.pack(payloads)
+                chunk = packed
+            if outbox.waiting and not client.has_room(len(chunk)):
                 continue
-            outbox.write(data)
+            outbox.write(chunk)
+            if chunk is packed:
+                saved += size - len(chunk)
             client.messages_out += count
             deliveries += count
         stats = self.stats
         stats.deliveries += deliveries
         stats.messages_out += deliveries
-        stats.bytes_out += deliveries // count * size
+        stats.bytes_out += deliveries // count * size - saved
+
+    def pack(self, payloads: list[bytes]) -> bytes:
+        """The frames of payloads for clients that take compressed ones."""
+        assert self._compress_over is not None
+        return compression.pack(payloads, self._compress_over)
 
     def server_stats(self) -> ServerStats:
         """The statistics (section 3)."""

@@ -26,7 +26,7 @@ from tcpjson.auth import SUPPORTED, Authenticator
 from tcpjson.core.limits import RATE_POLICIES, Limits
 from tcpjson.fairqueue import FairQueue
 from tcpjson.proxied import ProxiedEndpoint
-from tcpjson.server import TCPJSONServerFactory
+from tcpjson.server import COMPRESS_OVER, TCPJSONServerFactory
 from tcpjson.service import ServerService, blame, fail, reason_of
 from tcpjson.tls import ServerTLS, split_tls
 from tcpjson.tlstransport import TLSEndpoint
@@ -215,6 +215,12 @@ class Options(usage.Options, strcred.AuthOptionMixin):
             "What a client that sends more meets: throttle (it is read slower), close, or observe (count).",
             _policy,
             _DEFAULTS.rate_policy,
+        ),
+        _parameter(
+            "compress-over",
+            "How long a message must be to be compressed for a client that asks for it, in bytes; 0: never.",
+            _or_off(_bytes),
+            COMPRESS_OVER,
         ),
         _parameter(
             "grace",
@@ -487,6 +493,7 @@ def makeService(options: Options) -> ServerService:
         limits=limits,
         strict=bool(options["strict"]),
         authenticator=authenticator,
+        compress_over=options["compress-over"],
         send_buffer=options["send-buffer"],
         receive_buffer=options["receive-buffer"],
     )

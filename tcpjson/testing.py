@@ -25,10 +25,11 @@ from twisted.python.failure import Failure
 
 from tcpjson.auth import Authenticator
 from tcpjson.connection import Connection
+from tcpjson.core.compression import inflate
 from tcpjson.core.framing import FrameReader, frame
 from tcpjson.core.limits import LARGEST_FRAME, Limits
 from tcpjson.handlers import Router
-from tcpjson.server import TCPJSONServerFactory
+from tcpjson.server import COMPRESS_OVER, TCPJSONServerFactory
 
 #: The time of day when a `MemoryServer` starts, in seconds since 1970: 2024-01-01T12:00:00.000Z.
 START = 1704110400.0
@@ -39,7 +40,7 @@ class MemoryServer:
     A server with a clock of its own. Its `factory` has the clients and the statistics.
 
     Args:
-        limits, routers (a list), strict: as `TCPJSONServerFactory` takes them.
+        limits, routers (a list), strict, compress_over: as `TCPJSONServerFactory` takes them.
         checkers: of `twisted.cred`, or made by `tcpjson.auth`; with any, clients must authenticate, and may
             send passwords and tokens as they are.
     """
@@ -50,6 +51,7 @@ class MemoryServer:
         limits: Limits | None = None,
         routers: Sequence[Router] = (),
         strict: bool = False,
+        compress_over: int | None = COMPRESS_OVER,
         checkers: Sequence[ICredentialsChecker] = (),
     ) -> None:
         self.clock = Clock()
@@ -66,6 +68,7 @@ class MemoryServer:
             limits=limits,
             routers=routers,
             strict=strict,
+            compress_over=compress_over,
             authenticator=authenticator,
             wall=lambda: START + self.clock.seconds(),
             shuffle=lambda connections: None,
@@ -91,6 +94,13 @@ class MemoryServer:
     def stop(self) -> None:
         """Stop the factory, as when its last port is closed."""
         self.factory.doStop()
+
+
+def _agrees_on_compression(payload: bytes) -> bool:
+    if b'"hello_response"' not in payload:
+        return False
+    message = json.loads(payload)
+    return message["type"] == "hello_response" and message["compression"] is not None
 
 
 class Peer:
@@ -129,6 +139,8 @@ class Peer:
         payloads: list[bytes] = []
         while taken := self._reader.take(1000, LARGEST_FRAME):
             payloads += taken
+            if any(map(_agrees_on_compression, taken)):
+                self._reader.inflate = inflate
         return payloads
 
     def receive(self) -> list[Any]:

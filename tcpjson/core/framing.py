@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from struct import Struct
+
+from tcpjson.core.errors import ProtocolError
+from tcpjson.core.limits import HIGH_WATER
 
 _LENGTH = Struct(">I")
 _pack = _LENGTH.pack
@@ -12,6 +15,8 @@ _unpack_from = _LENGTH.unpack_from
 
 #: Bytes of the length in front of every payload.
 PREFIX_LENGTH = _LENGTH.size
+#: The bit of a length that says that the payload is compressed, where that was agreed on (section 7).
+COMPRESSED = 1 << 31
 
 
 class FrameTooLong(Exception):
@@ -22,9 +27,9 @@ class FrameTooLong(Exception):
         self.length = length
 
 
-def frame(payload: bytes) -> bytes:
-    """The payload behind its length. Raises `struct.error` from 4 GiB on."""
-    return _pack(len(payload)) + payload
+def frame(payload: bytes, compressed: bool = False) -> bytes:
+    """The payload behind its length, with a bit if it is compressed. Raises `struct.error` from 4 GiB on."""
+    return _pack(len(payload) | compressed << 31) + payload
 
 
 def join_frames(payloads: Sequence[bytes]) -> bytes:
@@ -50,7 +55,7 @@ def frame_boundary(data: bytes, offset: int) -> int:
     """The end of the frame in `data`, a run of whole frames, that `offset` lies in; `offset` at a start."""
     end = 0
     while end < offset:
-        end += PREFIX_LENGTH + int(_unpack_from(data, end)[0])
+        end += PREFIX_LENGTH + (int(_unpack_from(data, end)[0]) & ~COMPRESSED)
     return end
 
 
@@ -61,7 +66,7 @@ class FrameReader:
     It keeps what was fed and not taken: at most one frame and one read when the caller takes all it can.
     """
 
-    __slots__ = ("_data", "_needed", "_position", "begun", "ready")
+    __slots__ = ("_data", "_needed", "_position", "begun", "inflate", "ready")
 
     def __init__(self) -> None:
         # Whole reads stay the `bytes` they came as; only what waits for more becomes a bytearray, which
@@ -73,6 +78,8 @@ class FrameReader:
         self.begun = False
         #: Whether `take` may have something to give.
         self.ready = False
+        #: Gives what was compressed to some bytes, at most so many; None while no frame may be compressed.
+        self.inflate: Callable[[bytes | bytearray, int], bytes] | None = None
 
     def feed(self, data: bytes) -> None:
         """Add what was received."""
@@ -89,10 +96,12 @@ class FrameReader:
 
     def take(self, count: int, max_length: int) -> list[bytes]:
         """
-        The next payloads, at most `count`; an empty list when no frame is complete.
+        The next payloads, at most `count`; an empty list when no frame is complete. They are fewer when more
+        than 64 KiB of them were compressed.
 
         Raises:
             FrameTooLong: the next frame announces more than `max_length` bytes. Feed no more.
+            ProtocolError: raised by `inflate` for the next frame. Feed no more.
         """
         data = self._data
         position = self._position
@@ -103,6 +112,7 @@ class FrameReader:
             return payloads
         needed = PREFIX_LENGTH
         append = payloads.append
+        inflated = 0
         for _ in range(count):
             start = position + 4
             if start > size:
@@ -110,9 +120,30 @@ class FrameReader:
                 break
             (length,) = _unpack_from(data, position)
             if length > max_length:
-                if payloads:
+                inflate = self.inflate if length >= COMPRESSED else None
+                if inflate is not None:
+                    length ^= COMPRESSED
+                if inflate is None or length > max_length:
+                    if payloads:
+                        break
+                    raise FrameTooLong(length)
+                end = start + length
+                if end > size:
+                    needed += length
+                    self.ready = False
                     break
-                raise FrameTooLong(length)
+                try:
+                    payload = inflate(data[start:end], max_length)
+                except ProtocolError:
+                    if payloads:
+                        break
+                    raise
+                append(payload)
+                position = end
+                inflated += len(payload)
+                if inflated > HIGH_WATER:
+                    break
+                continue
             end = start + length
             if end > size:
                 needed += length
@@ -142,9 +173,10 @@ class FrameReader:
     def count(self) -> int:
         """How many frames are complete, those that are too long included."""
         data, position, size = self._data, self._position, len(self._data)
+        mask = -1 if self.inflate is None else ~COMPRESSED
         count = 0
         while position + PREFIX_LENGTH <= size:
-            position += PREFIX_LENGTH + int(_unpack_from(data, position)[0])
+            position += PREFIX_LENGTH + (int(_unpack_from(data, position)[0]) & mask)
             count += position <= size
         return count
 

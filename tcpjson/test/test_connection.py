@@ -944,7 +944,7 @@ class HelloTests(Case):
 
     def test_all_fields(self) -> None:
         peer = self.peer(self.server())
-        hello = {**HELLO, "id": 9, "client": "mine/1", "compression": ["zlib", "br"], "features": ["rooms"]}
+        hello = {**HELLO, "id": 9, "client": "mine/1", "compression": ["br", "zlib"], "features": ["rooms"]}
         [response] = self.ask(peer, hello)
         self.assertEqual(
             response,
@@ -952,7 +952,7 @@ class HelloTests(Case):
                 "type": "hello_response",
                 "id": 9,
                 "heartbeat": True,
-                "compression": None,
+                "compression": "zlib",
                 "features": [],
                 "timestamp": "2024-01-01T12:00:00.000Z",
             },

@@ -107,7 +107,7 @@ class WelcomeTests(Case):
                 "server": f"tcpjson/{__version__}",
                 "max_length": 1048576,
                 "heartbeat": 25.0,
-                "compression": [],
+                "compression": ["zlib"],
                 "features": [],
                 "auth": [],
                 "limits": {"max_queue": 8388608, "frame_timeout": 30.0, "write_timeout": 10.0},
