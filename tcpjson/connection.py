@@ -231,7 +231,7 @@ class Connection(Exchange):
             self._expect_pongs()
             # What stands behind it in the same read was decoded, and is to be understood anew.
             self.hold(Hold.TURN)
-            self.release(Hold.TURN)
+            self.turnOver()
         response = HelloResponse(heartbeat=self._answers_pings, compression=chosen)
         if chosen is None:
             return response

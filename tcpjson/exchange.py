@@ -279,6 +279,13 @@ class Exchange(TCPJSONProtocol):
             text += f"; {hint}: a message begins with its length in 4 bytes, big-endian"
         self.fail(TooLarge(text))
 
+    def turnOver(self) -> None:
+        self.factory.turns.add(self)
+
+    def go_on(self) -> None:
+        """Its next turn has come."""
+        self.release_now(Hold.TURN)
+
     def frameRefused(self, error: ProtocolError) -> None:
         self.fail(error)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BATCH = 128
 _TURN = 512
 _TURN_SECONDS = 0.0005
+# Seconds in which frames of a peer that is gone are handled, if they may be compressed.
+_LAST_SECONDS = 0.01
 
 
 class Hold(IntFlag):
@@ -125,7 +127,7 @@ class TCPJSONProtocol(Int32StringReceiver):
                     cut = reader.inflate is not None and len(payloads) < self.batch
                     if handled >= _TURN or now > until or cut:
                         self.hold(Hold.TURN)
-                        self.release(Hold.TURN)
+                        self.turnOver()
         except FrameTooLong as error:
             reader.clear()
             self.lengthLimitExceeded(error.length)
@@ -153,6 +155,10 @@ class TCPJSONProtocol(Int32StringReceiver):
         All frames that can be handled now were: `handled` of them. Not called when these were whole, and the
         turn before ended between frames too.
         """
+
+    def turnOver(self) -> None:
+        """There is more than fits in one turn of the reactor: have it go on in another."""
+        self.release(Hold.TURN)
 
     def lengthLimitExceeded(self, length: int) -> None:
         """A frame announces `length` bytes, more than `MAX_LENGTH`. Nothing of it is kept."""
@@ -294,7 +300,13 @@ class TCPJSONProtocol(Int32StringReceiver):
         # There is nothing to shut down any more, should one of these frames end the connection.
         self._shut = True
         # One that sends and goes has sent all the same: only we had not come to it yet.
-        while self._reader.ready and not self._holds & ~_IN_TIME:
+        # What is small while compressed may be long to do.
+        until = self._clock.seconds() + _LAST_SECONDS
+        while (
+            self._reader.ready
+            and not self._holds & ~_IN_TIME
+            and (self._reader.inflate is None or self._clock.seconds() < until)
+        ):
             self._holds = 0
             self._work()
         self._holds = _ENDING

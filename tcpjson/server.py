@@ -32,6 +32,7 @@ from tcpjson.exchange import Exchange, Turn
 from tcpjson.handlers import Router
 from tcpjson.timestamps import Timestamps
 from tcpjson.transports import descriptor_of
+from tcpjson.turns import Turns
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
@@ -170,6 +171,7 @@ class TCPJSONServerFactory(ServerFactory):
         self.handler_deadlines = Deadlines[tuple[Exchange, Slot]](
             clock, lambda key: key[0].handler_expired(key[1])
         )
+        self.turns = Turns(clock)
         self._start_time = self.timestamps.now()
         self._buffers = ((socket.SO_SNDBUF, send_buffer), (socket.SO_RCVBUF, receive_buffer))
         self._user_timeout = int(1000 * (self.limits.write_timeout + _USER_TIMEOUT_MARGIN))
@@ -194,6 +196,7 @@ class TCPJSONServerFactory(ServerFactory):
             for deadlines in (*self.connection_deadlines, self.handler_deadlines):
                 deadlines.stop()
             self._refusals.stop()
+            self.turns.stop()
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:  # type: ignore[override]  # no ProtocolFactory of Twisted's own
         connection = Connection(self.clock)

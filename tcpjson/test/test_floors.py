@@ -21,6 +21,7 @@ FLOORS = (
     {"_version", "core"},
     {
         "deadlines",
+        "turns",
         "timestamps",
         "transports",
         "outbox",

@@ -28,7 +28,7 @@ from tcpjson.core.errors import CODES, Forbidden, GoingAway, ProtocolError, Slow
 from tcpjson.core.framing import frame
 from tcpjson.core.messages import Answer, EchoResponse, Error, Ping
 from tcpjson.server import TCPJSONServerFactory
-from tcpjson.test.wires import Loop, TLSWire, Wire, attach, connect, socket_pair, tls_factory
+from tcpjson.test.wires import Loop, TLSWire, Wire, attach, connect, run_due, socket_pair, tls_factory
 from tcpjson.testing import MemoryServer, Peer
 from tcpjson.vectors import strict_json
 
@@ -1703,6 +1703,34 @@ class StopTests(Case):
         self.assertTrue(peer.aborted)
         peer.close()
         self.assertEqual(memory.factory.stats.disconnects, {"closed_by_handler": 1})
+
+
+class SharedTurnTests(Case):
+    """Of those that send much at once, some go on in each turn of the reactor, however many they are."""
+
+    def test_who_takes_long_is_the_last_of_a_turn(self) -> None:
+        memory = self.server()
+
+        def act(session: Any, message: Do) -> None:
+            memory.clock.rightNow += 0.00001
+
+        self.act = act
+        peers = [self.peer(memory) for _ in range(3)]
+        for peer in peers:
+            peer.connection.dataReceived(frame(b'{"type":"do"}') * 600)
+        handled = [peer.connection.messages_in for peer in peers]
+        self.assertEqual(handled, [256, 256, 256])
+        order = []
+        while any(count < 600 for count in handled):
+            run_due(memory.clock)
+            now = [peer.connection.messages_in for peer in peers]
+            order.append([after - before for before, after in zip(handled, now, strict=True)])
+            handled = now
+        more, rest = 256, 88
+        self.assertEqual(
+            order,
+            [[more, 0, 0], [0, more, 0], [0, 0, more], [rest, rest, 0], [0, 0, rest]],
+        )
 
 
 class NestedTurnTests(Case):
