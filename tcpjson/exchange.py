@@ -496,7 +496,7 @@ class Exchange(TCPJSONProtocol):
             self.release(Hold.HANDLERS)
         busy = running or self._checking or self._departing or self._outbox.waiting
         if (self._input_ended or self._leaving) and not busy:
-            self._finish(GoingAway.code if self._leaving else errors.CLIENT_CLOSED)
+            self._finish(GoingAway.code if self._leaving else self._ended_by_client)
 
     def outboxDrained(self) -> None:
         super().outboxDrained()
@@ -672,6 +672,11 @@ class Exchange(TCPJSONProtocol):
         except Exception:
             log.failure("what is done for {client} cannot be cancelled", client=self.client_id)
 
+    @property
+    def _ended_by_client(self) -> str:
+        """The reason when the client's end of file has come."""
+        return errors.CONNECTION_LOST if self._outbox.lost else errors.CLIENT_CLOSED
+
     def inputEnded(self) -> None:
         """The client sends no more; it gets its answers, and no broadcasts."""
         self.factory.frame_deadlines.clear(self)
@@ -686,7 +691,7 @@ class Exchange(TCPJSONProtocol):
             if self._state is State.OPEN:
                 self.reason = errors.HANDSHAKE_FAILED
             elif reason.check(ConnectionDone):
-                self.reason = errors.CLIENT_CLOSED
+                self.reason = self._ended_by_client
             else:
                 self.reason = errors.CONNECTION_LOST
         self._state = advance(self._state, Event.LOST)

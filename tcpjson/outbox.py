@@ -61,6 +61,7 @@ class Outbox:
         "_transport",
         "_wait",
         "answers",
+        "lost",
         "taken",
         "waiting",
     )
@@ -80,6 +81,8 @@ class Outbox:
         # Where in the stream of bytes waiting answers end, and how many bytes of them: (end, size).
         self._marks: deque[tuple[int, int]] | None = None
         self._handed = 0
+        #: Whether sending has found the connection lost.
+        self.lost = False
         self._wait = False
         self._open = False
         # A wrapper would hand through the socket below it, and plain text would go out.
@@ -101,8 +104,8 @@ class Outbox:
                 sent = self._socket.send(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:
-                self._fail()
+            except OSError as error:
+                self._fail(error)
                 return
             if sent == len(data):
                 self.taken += sent
@@ -145,8 +148,8 @@ class Outbox:
         # call that empties it comes back to `resumeProducing`, which hands over the next piece.
         while self._handed and descriptor is not None and descriptor.connected:
             before = self.taken
-            if descriptor.doWrite() is not None:
-                self._fail()
+            if (reason := descriptor.doWrite()) is not None:
+                self._fail(reason)
             if self.taken == before:
                 return
 
@@ -161,8 +164,8 @@ class Outbox:
             except BlockingIOError:
                 self._await_room()
                 return
-            except OSError:
-                self._fail()
+            except OSError as error:
+                self._fail(error)
                 return
             self._pop(sent)
             self._left(sent)
@@ -279,11 +282,14 @@ class Outbox:
             self._registered = False
             (self._descriptor or self._transport).unregisterProducer()
 
-    def _fail(self) -> None:
+    def _fail(self, reason: Exception) -> None:
         """
         Nothing can be sent any more. What the peer sent before can still be read, and is, up to the end of
         file or the error that tells the reactor.
         """
+        # The system says why once, and here; to the next who reads it says "end of file". A broken pipe: the
+        # peer had closed its side before.
+        self.lost = not isinstance(reason, BrokenPipeError)
         self.close()
         assert self._descriptor is not None
         if self._descriptor.disconnecting:

@@ -235,6 +235,9 @@ class TCPJSONServerFactory(ServerFactory):
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
         self.connections.discard(connection)
+        if self.turn is None:
+            # It may be the last who had it.
+            self.usual_turn = Turn()
         if not connection.turned_away:
             self._remember(connection)
         self.stats.disconnects[connection.reason] += 1

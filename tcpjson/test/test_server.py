@@ -6,6 +6,8 @@ import asyncio
 import gc
 import json
 import socket
+import struct
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -2195,6 +2197,39 @@ class TCPTests(Case):
         self.assertIn(handle.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), (30_000, 60_000))
         connection.transport.abortConnection()
         loop.settle()
+
+    def test_an_end_that_sending_finds_first(self) -> None:
+        """The system says why once, to whom it concerns first: reading says "end of file" then."""
+        for linger, reason in ((True, "connection_lost"), (False, "client_closed")):
+            loop = Loop()
+            factory = TCPJSONServerFactory(loop)
+            port = loop.listenTCP(0, factory, interface="127.0.0.1")
+            self.addCleanup(loop.close)
+            client = socket.create_connection(("127.0.0.1", port.getHost().port))
+            for _ in range(1000):
+                if factory.clients:
+                    break
+                loop.turn(0.01)
+            [connection] = factory.clients
+            client.recv(65536)
+            if linger:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            # In the same turn, so that nothing is read before.
+            for _ in range(2):
+                connection.send({"type": "hi"})
+            loop.settle()
+            self.assertEqual(factory.stats.disconnects, {reason: 1})
+
+    def test_who_was_the_last_to_send_is_not_kept(self) -> None:
+        memory = self.server()
+        peer = self.peer(memory)
+        peer.send({"type": "ping"})
+        kept = weakref.ref(peer.connection)
+        peer.close()
+        del peer
+        gc.collect()
+        self.assertIsNone(kept())
 
     def test_buffers_of_unix_sockets(self) -> None:
         loop = Loop()
