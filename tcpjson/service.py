@@ -16,6 +16,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from tcpjson.server import TCPJSONServerFactory
+from tcpjson.systemd import Notifier
 from tcpjson.transports import client_id_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ServerService(Service):
         pool: threads that run while the service does.
         on_signal: has a function called, by the reactor, at each signal of a number.
         stop: has the reactor stop, as for the signal of a number.
+        notifier: tells systemd how the service does.
         wall: tells the time of day in seconds since 1970.
     """
 
@@ -74,6 +76,7 @@ class ServerService(Service):
         pool: ThreadPool | None = None,
         on_signal: Callable[[int, Callable[[], object]], object] = lambda number, function: None,
         stop: Callable[[int], object] = lambda number: None,
+        notifier: Notifier | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.factory = factory
@@ -85,10 +88,14 @@ class ServerService(Service):
         self._on_signal = on_signal
         self._stop_reactor = stop
         self._stopping = False
+        self._notifier = notifier or Notifier({}, 0)
         self._wall = wall
         self._ports: list[IListeningPort] = []
+        self._where: list[str] = []
         self._looks = LoopingCall(self._look_at_certificates)
-        self._looks.clock = factory.clock
+        self._beats = LoopingCall(self._notifier.alive)
+        for repeated in (self._looks, self._beats):
+            repeated.clock = factory.clock
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
@@ -103,6 +110,12 @@ class ServerService(Service):
             self._pool.start()
         if self._tls:
             self._looks.start(_DAY)
+        if self._notifier.interval is not None:
+            self._beats.start(self._notifier.interval)
+        self._notifier.ready(self._listening())
+
+    def _listening(self) -> str:
+        return f"listening on {', '.join(self._where)}"
 
     def _begin(self) -> None:
         # Before anybody can know that the server is there.
@@ -128,6 +141,7 @@ class ServerService(Service):
         where = address.name if isinstance(address, UNIXAddress) else client_id_of(address)
         if isinstance(where, bytes):
             where = where.decode(errors="replace")
+        self._where.append(str(where))
         log.info("listening on {where}", where=where)
         if self.factory.authenticator is None and self._client_ca is None and _from_elsewhere(address):
             log.warn("whoever reaches --port {port} is a client: nobody is asked who it is", port=description)
@@ -143,7 +157,10 @@ class ServerService(Service):
 
     def reload(self) -> None:
         """Read the files anew; where one is broken, what was read before stays in use."""
+        if not self._stopping:
+            self._notifier.reloading()
         failed = 0
+        status = self._listening()
         for option, read in self._files:
             try:
                 read()
@@ -151,12 +168,15 @@ class ServerService(Service):
                 failed += 1
                 reason = blame(option, error, self._client_ca)
                 log.error("not read anew, the old stays in use: {reason}", reason=reason)
+                status += f"; not read anew: {reason}"
         if failed:
             log.info("read anew, but for {failed} of {count}", failed=failed, count=len(self._files))
         elif self._files:
             log.info("read anew: certificates, passwords and tokens")
         else:
             log.info("nothing to read anew")
+        if not self._stopping:
+            self._notifier.ready(status)
         self._look_at_certificates()
 
     def _look_at_certificates(self) -> None:
@@ -178,12 +198,15 @@ class ServerService(Service):
     async def _stop(self) -> None:
         ports, self._ports = self._ports, []
         stopped = DeferredList([Deferred.fromCoroutine(_stop(port)) for port in ports])
-        log.info("shutting down: {count} connections", count=len(self.factory.connections))
+        count = len(self.factory.connections)
+        log.info("shutting down: {count} connections", count=count)
+        self._notifier.stopping(f"shutting down: {count} connections", self.factory.limits.grace)
         drained = self.factory.drain()
         await stopped
         await drained
-        if self._looks.running:
-            self._looks.stop()
+        for repeated in (self._looks, self._beats):
+            if repeated.running:
+                repeated.stop()
         if self._pool is not None:
             self._pool.stop()
 

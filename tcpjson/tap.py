@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from twisted.cred import strcred
 from twisted.cred.checkers import FilePasswordDB
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python import usage
@@ -28,6 +28,7 @@ from tcpjson.fairqueue import FairQueue
 from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.server import COMPRESS_OVER, TCPJSONServerFactory
 from tcpjson.service import ServerService, blame, fail, reason_of
+from tcpjson.systemd import ActivatedEndpoint, Notifier
 from tcpjson.tls import ServerTLS, split_tls
 from tcpjson.tlstransport import TLSEndpoint
 
@@ -218,7 +219,7 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         ),
         _parameter(
             "compress-over",
-            "How long a message must be to be compressed for a client that asks for it, in bytes; 0: never.",
+            "Over what length a message is compressed for a client that asks for it, in bytes; 0: off.",
             _or_off(_bytes),
             COMPRESS_OVER,
         ),
@@ -253,7 +254,8 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         """
         Where to listen: a Twisted server endpoint, as tcp:9999 (on all addresses),
         ssl:9999:privateKey=key.pem:certKey=cert.pem, tls:FOLDER:port=9999, unix:/run/tcpjson.sock, tcp6:9999,
-        or haproxy: before one of these. Repeatable. [default: tcp:9999:interface=127.0.0.1]
+        systemd:domain=INET:name=NAME, or haproxy: before one of these. Repeatable.
+        [default: tcp:9999:interface=127.0.0.1]
         """
         self["ports"].append(endpoint)
 
@@ -378,11 +380,14 @@ def port_from(description: str, reactor: object, client_ca: str | None = None) -
     if kind in _TAKE_BACKLOG and not re.search(r"(?<!\\):backlog=", below):
         below += f":backlog={_BACKLOG}"
     endpoint: IStreamServerEndpoint = serverFromString(reactor, below)
+    local = kind == "unix"
+    if isinstance(endpoint, AdoptedStreamServerEndpoint):
+        endpoint = ActivatedEndpoint(reactor, endpoint.fileno)
+        local = endpoint.local
     if proxied:
         endpoint = ProxiedEndpoint(endpoint)
     if tls is not None:
         endpoint = TLSEndpoint(tls, endpoint)
-    local = kind == "unix" or (kind == "systemd" and "domain=UNIX" in below.split(":"))
     return Port(description, endpoint, tls, tls is not None or (local and not proxied))
 
 
@@ -510,5 +515,6 @@ def makeService(options: Options) -> ServerService:
         client_ca=options["client-ca"],
         pool=None if authenticator is None else pool,
         on_signal=partial(on_signal, reactor),
+        notifier=Notifier(os.environ, os.getpid()),
         stop=lambda number: (reactor.sigTerm if number == signal.SIGTERM else reactor.sigInt)(number),
     )

@@ -117,7 +117,9 @@ class ServerTLS:
             # Certificate and key change; all else is the same in each of the contexts.
             connection.set_context(named.get(name) or named.get(wildcard) or usual)
 
-        usual.set_tlsext_servername_callback(choose)
+        if len(contexts) > 1:
+            # Needs memory that is both written to and executed, which systemd may forbid.
+            usual.set_tlsext_servername_callback(choose)
         self._usual = usual
         self._expires = min(map(_end, served.values()))
 
@@ -336,13 +338,16 @@ def _parse(description: str) -> tuple[list[str], dict[str, str]]:
 
 
 def _join(kind: str, port: str, **options: str | None) -> str:
-    parts = [kind, quoteStringArgument(port).replace("=", r"\=")]
+    parts = ["systemd"] if port == _SYSTEMD else [kind, quoteStringArgument(port).replace("=", r"\=")]
     parts += [f"{name}={quoteStringArgument(value)}" for name, value in options.items() if value is not None]
     return ":".join(parts)
 
 
-# The parameters have the names and the order that Twisted gave them. Paths are made absolute: the server may
-# change its working folder before it reads the files anew.
+# The parameters have the names and the order that Twisted gave them; behind those are the ones of `systemd:`,
+# which can be the port. Paths are made absolute: the server may change its working folder before it reads the
+# files anew.
+
+_SYSTEMD = "systemd"
 
 
 def _ssl(
@@ -354,20 +359,33 @@ def _ssl(
     backlog: str | None = None,
     extraCertChain: str | None = None,
     dhParameters: str | None = None,
+    domain: str | None = None,
+    index: str | None = None,
+    name: str | None = None,
 ) -> tuple[str, Callable[..., ServerTLS]]:
     if sslmethod not in _METHODS:
         raise ValueError(f"sslmethod={sslmethod} is no method of TLS 1.2 or higher")
     chain = None if extraCertChain is None else abspath(extraCertChain)
     load = partial(_load_files, abspath(privateKey), abspath(certKey or privateKey), chain)
     make = partial(ServerTLS, load, dh_parameters=dhParameters, highest=_METHODS[sslmethod])
-    return _join("tcp", port, interface=interface, backlog=backlog), make
+    socket = {"domain": domain, "index": index, "name": name}
+    return _join("tcp", port, interface=interface, backlog=backlog, **socket), make
 
 
 def _tls(
-    path: str, port: str = "443", backlog: str | None = None, interface: str = "::"
+    path: str,
+    port: str = "443",
+    backlog: str | None = None,
+    interface: str | None = None,
+    domain: str | None = None,
+    index: str | None = None,
+    name: str | None = None,
 ) -> tuple[str, Callable[..., ServerTLS]]:
     make = partial(ServerTLS, partial(_load_folder, abspath(path)))
-    return _join("tcp6", port, backlog=backlog, interface=interface), make
+    if interface is None and port != _SYSTEMD:
+        interface = "::"
+    socket = {"domain": domain, "index": index, "name": name}
+    return _join("tcp6", port, backlog=backlog, interface=interface, **socket), make
 
 
 _PARSERS: dict[str, Callable[..., tuple[str, Callable[..., ServerTLS]]]] = {"ssl": _ssl, "tls": _tls}

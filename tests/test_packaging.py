@@ -210,6 +210,7 @@ class ArchiveTests(SynchronousTestCase):
             inside = {name.partition("/")[2] for name in archive.getnames()}
         wanted = {"README.rst", "LICENSE", "CHANGELOG.rst", "tox.ini", "docs/conf.py", "docs/index.rst"}
         wanted |= {str(path.relative_to(source())) for path in (source() / "tests").rglob("*.py")}
+        wanted |= {f"contrib/systemd/tcpjson.{kind}" for kind in ("service", "socket")}
         self.assertEqual(wanted - inside, set())
 
 

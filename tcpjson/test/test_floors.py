@@ -22,6 +22,7 @@ FLOORS = (
     {
         "deadlines",
         "turns",
+        "systemd",
         "timestamps",
         "transports",
         "outbox",

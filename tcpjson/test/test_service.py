@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +20,7 @@ from zope.interface import implementer
 
 from tcpjson import Limits, TCPJSONServerFactory, service
 from tcpjson.service import Refusal, ServerService, reason_of
+from tcpjson.systemd import Notifier
 from tcpjson.tap import port_from
 from tcpjson.test.wires import Loop, Wire
 from tcpjson.testing import START, MemoryServer
@@ -28,12 +30,12 @@ class ServiceCase(SynchronousTestCase):
     """With what is logged, and with ends of the program."""
 
     def events(self) -> list[LogEvent]:
-        """What `tap` and `service` log from now on."""
+        """What `tap`, `service` and `systemd` log from now on."""
         events: list[LogEvent] = []
 
         @implementer(ILogObserver)
         def observe(event: LogEvent) -> None:
-            if event.get("log_namespace") in ("tcpjson.tap", "tcpjson.service"):
+            if event.get("log_namespace") in ("tcpjson.tap", "tcpjson.service", "tcpjson.systemd"):
                 events.append(event)
 
         globalLogPublisher.addObserver(observe)
@@ -130,6 +132,40 @@ class FakePool:
 
     def stop(self) -> None:
         self.running = False
+
+
+class FakeSystemd:
+    """
+    The socket that systemd reads.
+
+    Args:
+        case: at whose end it goes.
+        abstract: give it a name that is no file.
+    """
+
+    def __init__(self, case: SynchronousTestCase, abstract: bool = False) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        case.addCleanup(self._socket.close)
+        folder = tempfile.TemporaryDirectory()
+        case.addCleanup(folder.cleanup)
+        self._name = f"{folder.name}/notify"
+        self._socket.bind(f"\0{self._name}" if abstract else self._name)
+        self._socket.setblocking(False)
+        if abstract:
+            self._name = f"@{self._name}"
+
+    def environ(self, **variables: str) -> dict[str, str]:
+        """What a process gets to know it by."""
+        return {"NOTIFY_SOCKET": self._name, **variables}
+
+    def told(self) -> list[list[str]]:
+        """The lines of each message that came."""
+        messages = []
+        try:
+            while True:
+                messages.append(self._socket.recv(1 << 16).decode().split("\n"))
+        except BlockingIOError:
+            return messages
 
 
 class ListeningTests(ServiceCase):
@@ -254,6 +290,7 @@ class RunningCase(ServiceCase):
         tls: Sequence[tuple[str, FakeTLS]] = (),
         files: Sequence[tuple[str, FakeFile]] = (),
         limits: Limits | None = None,
+        watchdog: str = "",
     ) -> None:
         """Make the service and start it; `signals` has what is called at each."""
         self.server = MemoryServer(limits=limits)
@@ -263,6 +300,7 @@ class RunningCase(ServiceCase):
         self.stops: list[int] = []
         self.stopping: Deferred[None] = Deferred()
         self.port = FakePort(stopping=self.stopping)
+        self.systemd = FakeSystemd(self)
         self.pool = FakePool()
         endpoint: Any = FakeEndpoint(self.port)
         credentials: Any = tls
@@ -280,9 +318,16 @@ class RunningCase(ServiceCase):
             pool=pool,
             on_signal=self.signals.__setitem__,
             stop=self.stops.append,
+            notifier=Notifier(
+                self.systemd.environ(WATCHDOG_USEC=watchdog), 1, monotonic=lambda: 1000 * self.microseconds()
+            ),
             wall=lambda: START + self.clock.seconds(),
         )
         self.service.startService()
+
+    def microseconds(self) -> int:
+        """The time of the steady clock."""
+        return round(self.clock.seconds() * 1e6)
 
 
 class ReloadTests(RunningCase):
@@ -530,6 +575,107 @@ class StopTests(RunningCase):
         self.assertFalse(peer.aborted)
         self.server.advance(0.125)
         self.assertTrue(peer.aborted)
+
+
+class SystemdTests(RunningCase):
+    """What systemd is told, and when."""
+
+    def test_it_starts(self) -> None:
+        """Once, when all is listened on."""
+        systemd = FakeSystemd(self)
+        last: Deferred[FakePort] = Deferred()
+        endpoints: list[Any] = [FakeEndpoint(FakePort(UNIXAddress(b"/run/x"))), FakeEndpoint(None)]
+        endpoints[1].listen = lambda factory: last
+        service = ServerService(
+            [("port", each) for each in endpoints],
+            TCPJSONServerFactory(Loop()),
+            notifier=Notifier(systemd.environ(), 1),
+        )
+        service.privilegedStartService()
+        self.assertEqual(systemd.told(), [])
+        last.callback(FakePort(IPv4Address("TCP", "127.0.0.1", 4711)))
+        service.startService()
+        self.assertEqual(systemd.told(), [["READY=1", "STATUS=listening on /run/x, 127.0.0.1:4711"]])
+
+    def test_it_cannot_start(self) -> None:
+        systemd = FakeSystemd(self)
+        endpoint: Any = FakeEndpoint(ValueError("no"))
+        service = ServerService(
+            [("port", endpoint)], TCPJSONServerFactory(Loop()), notifier=Notifier(systemd.environ(), 1)
+        )
+        self.assertRaises(Refusal, service.startService)
+        self.assertEqual(systemd.told(), [])
+
+    def test_it_reads_files_anew(self) -> None:
+        """It says so before it begins, and that it is ready when it is done, whatever came of it."""
+        users = FakeFile()
+        told: list[list[list[str]]] = []
+        users.reload = lambda: told.append(self.systemd.told())  # type: ignore[method-assign]  # for one file
+        tokens = FakeFile()
+        self.start(files=[("--auth scram", users), ("--auth token", tokens)])
+        ready = ["READY=1", "STATUS=listening on somewhere"]
+        self.assertEqual(self.systemd.told(), [ready])
+        self.clock.advance(2.5)
+        self.signals[signal.SIGHUP]()
+        self.assertEqual(told, [[["RELOADING=1", "MONOTONIC_USEC=2500000"]]])
+        self.assertEqual(self.systemd.told(), [ready])
+        tokens.error = ValueError("/run/tokens: line 3\nis broken")
+        self.signals[signal.SIGHUP]()
+        self.assertEqual(
+            self.systemd.told(),
+            [["READY=1", f"{ready[1]}; not read anew: --auth token: /run/tokens: line 3"]],
+        )
+        tokens.error = None
+        self.signals[signal.SIGHUP]()
+        self.assertEqual(self.systemd.told(), [ready])
+
+    def test_it_stops(self) -> None:
+        """The time that it may take is told, too; and then it is not ready any more."""
+        users = FakeFile()
+        self.start(files=[("--auth scram", users)], limits=Limits(grace=30))
+        peer = self.server.connect()
+        self.systemd.told()
+        self.signals[signal.SIGTERM]()
+        self.signals[signal.SIGHUP]()
+        self.assertEqual((users.reloads, self.systemd.told()), (1, []))
+        stopped = self.service.stopService()
+        self.assertEqual(
+            self.systemd.told(),
+            [["STOPPING=1", "EXTEND_TIMEOUT_USEC=35000000", "STATUS=shutting down: 1 connections"]],
+        )
+        self.signals[signal.SIGHUP]()
+        self.assertEqual((users.reloads, self.systemd.told()), (2, []))
+        self.stopping.callback(None)
+        peer.close()
+        self.successResultOf(stopped)
+        self.assertEqual(self.systemd.told(), [])
+
+    def test_it_is_alive(self) -> None:
+        """From the start to the end of the last connection."""
+        self.start(watchdog="3000000")
+        peer = self.server.connect()
+        alive = ["WATCHDOG=1"]
+        self.assertIn(alive, self.systemd.told())
+        for seconds, count in ((1.4, 0), (0.2, 1), (1.5, 1), (1.5, 1)):
+            self.clock.advance(seconds)
+            self.assertEqual(self.systemd.told(), [alive] * count)
+        stopped = self.service.stopService()
+        self.stopping.callback(None)
+        self.systemd.told()
+        self.clock.advance(1.5)
+        self.assertEqual(self.systemd.told(), [alive])
+        peer.close()
+        self.successResultOf(stopped)
+        self.clock.advance(10)
+        self.assertEqual(self.systemd.told(), [])
+
+    def test_nobody_watches(self) -> None:
+        before = len(MemoryServer().clock.getDelayedCalls())
+        self.start()
+        self.assertEqual(len(self.clock.getDelayedCalls()), before)
+        self.systemd.told()
+        self.clock.advance(100)
+        self.assertEqual(self.systemd.told(), [])
 
 
 class SocketTests(ServiceCase):

@@ -30,9 +30,11 @@ from tcpjson import Limits, TCPJSONServerFactory, __version__, tap
 from tcpjson.auth import TokenChecker, VerifierChecker
 from tcpjson.proxied import ProxiedEndpoint, ProxiedProtocol
 from tcpjson.service import Refusal, ServerService
+from tcpjson.systemd import ActivatedEndpoint
 from tcpjson.tap import Options, allowed_connections, makeService, open_port, port_from, raise_file_limit
-from tcpjson.test.test_service import ServiceCase
+from tcpjson.test.test_service import FakeSystemd, ServiceCase
 from tcpjson.test.wires import authority
+from tcpjson.tlstransport import TLSEndpoint
 from tcpjson.verifiers import Verifier, hash_token
 
 SECRET = "s3cret"
@@ -94,6 +96,7 @@ class OptionsTests(RefusingCase):
         self.assertFalse(options["allow-plain-auth"])
         for name in ("send-buffer", "receive-buffer", "client-ca"):
             self.assertIsNone(options[name])
+        self.assertEqual(options["compress-over"], 1024)
 
     def test_all(self) -> None:
         options = parse(
@@ -103,6 +106,7 @@ class OptionsTests(RefusingCase):
             *("--max-connections", "50", "--max-connections-per-ip", "6", "--rate", "70:80"),
             *("--byte-rate", "90.5:100", "--rate-policy", "close", "--allow-plain-auth"),
             *("--send-buffer", "30", "--receive-buffer", "40", "--client-ca", "/ca.pem"),
+            *("--compress-over", "300"),
         )
         self.assertEqual(
             options["limits"],
@@ -130,6 +134,7 @@ class OptionsTests(RefusingCase):
         self.assertTrue(options["allow-plain-auth"])
         self.assertEqual((options["send-buffer"], options["receive-buffer"]), (30, 40))
         self.assertEqual(options["client-ca"], "/ca.pem")
+        self.assertEqual(options["compress-over"], 300)
 
     def test_options_are_not_shared(self) -> None:
         parse("--port", "tcp:1", "--auth", "memory:ann:secret")
@@ -137,14 +142,14 @@ class OptionsTests(RefusingCase):
         self.assertNotIn("credCheckers", parse())
 
     def test_bad_numbers(self) -> None:
-        sizes = ("max-length", "max-queue", "send-buffer", "receive-buffer")
+        sizes = ("max-length", "max-queue", "send-buffer", "receive-buffer", "compress-over")
         counts = ("max-connections", "max-connections-per-ip")
         times = (
             *("write-timeout", "frame-timeout", "handler-timeout", "auth-timeout", "idle-timeout"),
             *("heartbeat", "grace"),
         )
         rates = ("rate", "byte-rate")
-        off = ("idle-timeout", "heartbeat", "max-connections-per-ip", *rates)
+        off = ("idle-timeout", "heartbeat", "max-connections-per-ip", "compress-over", *rates)
         for name in sizes + counts + times + rates:
             wrong = ["", "x", "-1", "1e3", " 1", "1 ", "\u0661", "0x10", "inf", "nan", "1_000", "9" * 40]
             wrong += ["1.5", "00"] if name in sizes + counts else ["0.0", "1.", ".5", "1.5.5"]
@@ -176,7 +181,7 @@ class OptionsTests(RefusingCase):
     def test_what_can_be_off(self) -> None:
         """The line and the help say so."""
         text = Options().getUsage(width=2000)
-        off = ("idle-timeout", "heartbeat", "max-connections-per-ip", "rate", "byte-rate")
+        off = ("idle-timeout", "heartbeat", "max-connections-per-ip", "rate", "byte-rate", "compress-over")
         for name, *_ in (row for row in Options.optParameters if row[4] is not None):
             [line] = [line for line in text.splitlines() if f" --{name}= " in line]
             self.assertEqual("; 0: off." in line, name in off, name)
@@ -201,9 +206,10 @@ class OptionsTests(RefusingCase):
     def test_switched_off(self) -> None:
         options = parse(
             *("--idle-timeout", "0", "--heartbeat", "0", "--max-connections-per-ip", "0"),
-            *("--rate", "0", "--byte-rate", "0"),
+            *("--rate", "0", "--byte-rate", "0", "--compress-over", "0"),
         )
         self.assertEqual(options["limits"], Limits(heartbeat=None))
+        self.assertIsNone(options["compress-over"])
 
     def test_rates(self) -> None:
         """With a burst or without; of messages, of bytes, or of both."""
@@ -456,16 +462,81 @@ class PortTests(ServiceCase):
             self.assertIsNone(port.tls)
             self.assertTrue(port.confidential)
 
+    def passed(self, *sockets: socket.socket) -> None:
+        """Have systemd pass sockets; they are called a, b and so on."""
+        for each in sockets:
+            self.addCleanup(each.close)
+            # The system chooses.
+            each.bind("" if each.family == socket.AF_UNIX else ("127.0.0.1", 0))
+            each.listen()
+        descriptors = [each.fileno() for each in sockets]
+        self.patch(endpoints._SystemdParser, "_sddaemon", ListenFDs(descriptors, "ab"[: len(descriptors)]))
+
     def test_systemd(self) -> None:
-        self.patch(endpoints._SystemdParser, "_sddaemon", ListenFDs([3]))
+        """What counts is what the socket is, not what it is called."""
+        self.passed(socket.socket(), socket.socket(socket.AF_UNIX))
         for description, confidential in (
-            ("systemd:domain=UNIX:index=0", True),
-            ("systemd:index=0:domain=UNIX", True),
-            ("Systemd:domain=UNIX:index=0", True),
+            ("systemd:domain=UNIX:index=1", True),
+            ("systemd:index=1:domain=UNIX", True),
+            ("Systemd:domain=UNIX:name=b", True),
+            ("systemd:domain=INET:name=b", True),
             ("systemd:domain=INET:index=0", False),
-            ("haproxy:systemd:domain=UNIX:index=0", False),
+            ("systemd:domain=UNIX:index=0", False),
+            ("haproxy:systemd:domain=UNIX:index=1", False),
         ):
-            self.assertEqual(self.port(description).confidential, confidential, description)
+            port = self.port(description)
+            self.assertIsNone(port.tls)
+            self.assertEqual(port.confidential, confidential, description)
+            endpoint = port.endpoint
+            if isinstance(endpoint, ProxiedEndpoint):
+                endpoint = endpoint._endpoint
+            self.assertIsInstance(endpoint, ActivatedEndpoint)
+
+    def test_tls_over_systemd(self) -> None:
+        """`systemd` stands where the port would be."""
+        self.passed(socket.socket(), socket.socket(socket.AF_UNIX))
+        pem, folder = certificate(self.mktemp()), Path(self.mktemp())
+        folder.mkdir()
+        certificate(str(folder / "a.pem"))
+        for description in (
+            f"ssl:systemd:domain=INET:name=a:privateKey={pem}",
+            f"ssl:systemd:{pem}:index=0:domain=INET",
+            f"ssl:port=systemd:domain=INET:name=a:privateKey={pem}",
+            f"haproxy:ssl:systemd:domain=UNIX:name=b:privateKey={pem}",
+            f"tls:{folder}:systemd:domain=INET:name=a",
+            f"tls:{folder}:port=systemd:domain=INET:index=0",
+        ):
+            port = self.port(description)
+            self.assertIsNotNone(port.tls)
+            self.assertTrue(port.confidential)
+            # What listens: only systemd's sockets need no port of the reactor's own.
+            self.assertIsInstance(port.endpoint, TLSEndpoint)
+            below: Any = port.endpoint
+            while not isinstance(below, ActivatedEndpoint):
+                below = below._endpoint
+            self.assertEqual(below.local, "UNIX" in description)
+        for description, why in (
+            (f"ssl:systemd:domain=INET:name=c:privateKey={pem}", "systemd passed no socket c"),
+            (f"ssl:systemd:privateKey={pem}", "domain"),
+            (f"ssl:systemd:domain=INET:privateKey={pem}", "index or name"),
+            (f"ssl:systemd:domain=INET:name=a:interface=127.0.0.1:privateKey={pem}", "interface"),
+            (f"ssl:9999:name=a:privateKey={pem}", "name"),
+            (f"tls:{folder}:port=systemd:domain=INET:name=a:backlog=5", "backlog"),
+            (f"tls:{folder}:port=systemd:domain=INET:name=a:interface=", "interface"),
+            (f"tls:{folder}:domain=INET", "domain"),
+        ):
+            refusal = self.assertRaises(Refusal, open_port, description, MemoryReactorClock(), None)
+            self.assertIn(why, self.one_line(refusal).rpartition(": ")[2], description)
+
+    def test_systemd_passes_a_connection(self) -> None:
+        first, second = socket.socketpair()
+        for each in (first, second):
+            self.addCleanup(each.close)
+        self.patch(endpoints._SystemdParser, "_sddaemon", ListenFDs([first.fileno()]))
+        refusal = self.assertRaises(
+            Refusal, open_port, "systemd:domain=UNIX:index=0", MemoryReactorClock(), None
+        )
+        self.assertIn("does not listen", self.one_line(refusal))
 
     def test_tls(self) -> None:
         pem, folder = certificate(self.mktemp()), Path(self.mktemp())
@@ -660,6 +731,15 @@ class MakeServiceTests(MakingCase):
         self.assertIs(factory.clock, reactor)
         self.assertIsNone(factory.authenticator)
 
+    def test_compression(self) -> None:
+        for words, names, over in (
+            ((), ("zlib",), 1024),
+            (("--compress-over", "300"), ("zlib",), 300),
+            (("--compress-over", "0"), (), None),
+        ):
+            factory = self.make(*words).factory
+            self.assertEqual((factory.compression, factory._compress_over), (names, over))
+
     def test_default_port(self) -> None:
         [(description, endpoint)] = self.make()._endpoints
         self.assertEqual(description, "tcp:9999:interface=127.0.0.1")
@@ -792,6 +872,18 @@ class MakeServiceTests(MakingCase):
         self.assertEqual(called, [])
         self.turn_until(lambda: called)
         self.assertEqual(called, ["it"])
+
+    def test_systemd(self) -> None:
+        """The environment says where it is; that is not handed on."""
+        systemd = FakeSystemd(self)
+        variables = systemd.environ(WATCHDOG_USEC="60000000", WATCHDOG_PID=str(os.getpid()))
+        with patch.dict(os.environ, variables):
+            notifier = self.make()._notifier
+            self.assertEqual(set(variables) & set(os.environ), set())
+        notifier.alive()
+        self.assertEqual((systemd.told(), notifier.interval), ([["WATCHDOG=1"]], 30))
+        with patch.dict(os.environ, {**variables, "WATCHDOG_PID": "1"}):
+            self.assertIsNone(self.make()._notifier.interval)
 
     def test_the_end(self) -> None:
         """The reactor stops as of the signal itself: twistd looks at which it was."""
