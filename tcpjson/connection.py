@@ -136,6 +136,9 @@ class Connection(Exchange):
         if is_proxied(self.transport) and (refusal := self._claim()):
             self._turn_away(refusal, False)
             return
+        if factory.draining:
+            self.fail(self.going_away)
+            return
         identity = peer_identity(self.transport)
         if identity is not None:
             self.user = identity

@@ -629,11 +629,10 @@ class Exchange(TCPJSONProtocol):
         """Handle the requests that are complete, then say: come again in `retry_after` seconds."""
         if self._holds & _ENDING:
             return
-        if self._state is State.OPEN:
-            self.reason = GoingAway.code
-            self.transport.abortConnection()
-            return
         self._retry_after = retry_after
+        if self._state is State.OPEN:
+            # It is told when it can be.
+            return
         self._due = self._reader.count()
         self._departing = self._limited = True
         self._depart()
@@ -649,6 +648,9 @@ class Exchange(TCPJSONProtocol):
 
     def finish_leaving(self) -> None:
         """Close as soon as nothing is left to be answered and sent."""
+        if self._state is State.OPEN:
+            self.abort(GoingAway.code)
+            return
         self._leaving = True
         self._make_room()
 

@@ -36,8 +36,10 @@ from zope.interface import Interface, implementer
 from tcpjson import Limits, Router
 from tcpjson.auth import Authenticator, VerifierChecker
 from tcpjson.connection import Connection
+from tcpjson.core.compression import deflate
 from tcpjson.core.errors import CODES, Forbidden
-from tcpjson.core.framing import FrameReader, frame
+from tcpjson.core.framing import COMPRESSED, FrameReader, frame
+from tcpjson.core.messages import Ping
 from tcpjson.core.stats import ClosedConnection
 from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.server import TCPJSONServerFactory
@@ -634,6 +636,17 @@ class AuthTests(Case):
         self.assertEqual((result["status"], result["user"], result["id"]), ("authenticated", "ann", 2))
         client.set_server_final(result["data"])
 
+    def test_the_mechanism_of_a_failure(self) -> None:
+        """The log names it, where the message that failed did not."""
+        path = Path(self.mktemp())
+        path.write_text(f"ann:{Verifier.make(PASSWORD, 4096, bytes).format()}\n")
+        path.chmod(0o600)
+        peer = self.peer(self.server(checkers=[VerifierChecker(str(path))]))
+        peer.send({"type": "auth", "mechanism": "scram-sha-256", "data": "n,,n=ann,r=nonce"})
+        peer.send({"type": "auth", "data": "c=biws,r=nonce,p=bm8="})
+        self.assertEqual(self.codes(peer.receive()), ["auth_challenge", "auth_result"])
+        self.assertEqual(self.lines("login"), ["login failed 127.0.0.1:50000 mechanism=scram-sha-256"])
+
     def test_a_challenge_stops_no_clock(self) -> None:
         path = Path(self.mktemp())
         path.write_text(f"ann:{Verifier.make(PASSWORD, 4096, bytes).format()}\n")
@@ -697,6 +710,16 @@ class AuthTimeoutTests(Case):
         self.assertFalse(peer.closed)
         server.advance(0.25)
         self.assertEnd(server, peer, "auth_timeout")
+
+    def test_the_connection_is_lost_during_a_check(self) -> None:
+        """No deadline stays for it."""
+        slow = SlowChecker()
+        server = self.server(checkers=[slow])
+        peer = self.peer(server)
+        peer.send(auth())
+        peer.close()
+        self.assertEqual(slow.cancelled, 1)
+        self.assertNotIn(peer.connection, server.factory.auth_deadlines)
 
     def test_what_is_no_proof(self) -> None:
         server = self.server(checkers=[checker()], limits=Limits(auth_timeout=2))
@@ -809,6 +832,13 @@ class AuthSocketTests(SocketCase):
         self.assertEqual((welcome["type"], welcome["auth"], error["code"]), ("welcome", [], "auth_failed"))
         self.assertTrue(wire.ended)
 
+    def test_in_the_clear_without_a_proxy(self) -> None:
+        connection = self.factory(checkers=[checker()]).buildProtocol(None)
+        transport = StringTransport()
+        connection.makeConnection(transport)
+        self.assertIn(b'"auth":[]', transport.value())
+        self.assertIn(b'"code":"auth_failed"', transport.value())
+
     def test_in_the_clear_by_demand(self) -> None:
         wire = self.silent(proxied(self.factory(checkers=[checker()], allow_plain=True)))
         wire.send(header() + raw(auth()))
@@ -872,6 +902,28 @@ class AuthSocketTests(SocketCase):
                 self.assertEqual(wire.raw, b"")
                 self.assertEqual(factory.stats.disconnects, {"handshake_failed": 1})
                 self.assertEqual([closed.code for closed in factory.stats.closed], ["handshake_failed"])
+
+    def test_why_it_never_came(self) -> None:
+        """The log says so, and of whom, as far as that is known."""
+        factory = self.factory()
+        encrypted = tls_factory(factory, self.loop)
+        for outer, kind, data, end, who, why in (
+            (encrypted, TLSWire, b"", False, "unix:1", " why=not_done_in_time"),
+            (encrypted, TLSWire, b"GET / HTTP/1.1\r\n\r\n", False, "unix:2", " why=http_request"),
+            (encrypted, TLSWire, b"", True, "unix:3", ""),
+            (proxied(factory), Wire, b"", False, "unix:4", " why=not_done_in_time"),
+            (proxied(factory), Wire, b"PROXY nothing\r\n", False, "unix:5", " why=no_proxy_header"),
+            (proxied(encrypted), TLSWire, header(), True, "192.0.2.1:4711", ""),
+            (proxied(encrypted), TLSWire, header(), False, "192.0.2.1:4711", " why=not_done_in_time"),
+        ):
+            wire = self.silent(outer, kind)
+            Wire.send(wire, data)
+            if end:
+                wire.close()
+            else:
+                self.advance(6)
+            line = self.lines("disconnected ")[-1]
+            self.assertIn(f"disconnected {who} reason=handshake_failed{why} seconds=", line)
 
     def test_after_the_handshake_without_authentication(self) -> None:
         factory = self.factory()
@@ -1042,6 +1094,180 @@ class HelloTests(Case):
                 self.codes(self.ask(peer, hello, do(), do())), ["hello_response", "done", "done"]
             )
             self.assertEqual(self.codes(self.ask(peer, do(), {"type": "x"})), ["done", "response"])
+
+
+class CompressionTests(Case):
+    """What `hello` agrees on about compression (sections 5 and 7)."""
+
+    ZLIB: ClassVar[dict[str, object]] = {"type": "hello", "compression": ["zlib"]}
+
+    def packed(self, *messages: object) -> bytes:
+        """Messages in compressed frames."""
+        return b"".join(frame(deflate(json.dumps(message).encode()), True) for message in messages)
+
+    def agreed(self, server: MemoryServer, *before: object) -> Peer:
+        """A client that compresses, and said something before."""
+        peer = self.peer(server)
+        *_, response = self.ask(peer, *before, self.ZLIB)
+        self.assertEqual((response["type"], response["compression"]), ("hello_response", "zlib"))
+        return peer
+
+    def test_the_clients_choice(self) -> None:
+        for names, chosen in (
+            (["zlib"], "zlib"),
+            (["br", "zlib", "zlib"], "zlib"),
+            (["br"], None),
+            (["ZLIB", "deflate", ""], None),
+            ([], None),
+        ):
+            peer = self.peer(self.server())
+            [response] = self.ask(peer, {"type": "hello", "compression": names})
+            self.assertEqual(response["compression"], chosen)
+            peer.send_bytes(self.packed(PING))
+            self.assertEqual(self.codes(peer.receive()), ["pong" if chosen else "too_large"])
+
+    def test_a_client_that_says_nothing_of_it(self) -> None:
+        peer = self.peer(self.server())
+        self.assertIsNone(self.ask(peer, HELLO)[0]["compression"])
+        self.assertFalse(peer.connection.compresses)
+
+    def test_a_server_that_does_not(self) -> None:
+        server = self.server(compress_over=None)
+        peer = server.connect()
+        self.assertEqual(peer.receive()[0]["compression"], [])
+        self.assertIsNone(self.ask(peer, self.ZLIB)[0]["compression"])
+        self.assertEqual(self.codes(self.ask(peer, echo("x" * 5000))), ["echo_response"])
+        peer.send_bytes(self.packed(PING))
+        self.assertEqual(self.codes(peer.receive()), ["too_large"])
+
+    def test_without_hello(self) -> None:
+        """Bit 31 is part of the length, which is refused before anything else of the frame has come."""
+        peer = self.peer(self.server())
+        peer.send_bytes(self.packed(PING)[:4])
+        [error] = peer.receive()
+        self.assertEqual((error["code"], error["fatal"]), ("too_large", True))
+        self.assertIn(str(2**31 + len(self.packed(PING)) - 4), error["message"])
+
+    def test_after_a_refused_hello(self) -> None:
+        peer = self.peer(self.server())
+        self.ask(peer, {"type": "hello", "compression": "zlib"})
+        self.assertFalse(peer.connection.compresses)
+        self.assertEqual(self.ask(peer, self.ZLIB)[0]["compression"], "zlib")
+
+    def test_a_late_hello(self) -> None:
+        peer = self.peer(self.server())
+        self.assertEqual(self.codes(self.ask(peer, echo(1), self.ZLIB)), ["echo_response", "bad_message"])
+        peer.send_bytes(self.packed(PING))
+        self.assertEqual(self.codes(peer.receive()), ["too_large"])
+
+    def test_a_second_hello_changes_nothing(self) -> None:
+        peer = self.agreed(self.server())
+        self.assertEqual(self.codes(self.ask(peer, {"type": "hello"})), ["bad_message"])
+        peer.send_bytes(self.packed(PING))
+        self.assertEqual(self.codes(peer.receive()), ["pong"])
+
+    def test_the_response_itself_is_not_compressed(self) -> None:
+        """Nor what is before it in the same read, however small is what may be."""
+        server = self.server(compress_over=1)
+        peer = self.peer(server)
+        hello = {**self.ZLIB, "id": "i" * 128}
+        peer.send({"type": "ping", "timestamp": "x" * 500}, hello, {"type": "ping", "timestamp": "y" * 500})
+        data = peer.transport.value()
+        self.assertEqual(self.codes(peer.receive()), ["pong", "hello_response", "pong"])
+        lengths = []
+        while data:
+            length = int.from_bytes(data[:4], "big")
+            lengths.append(length >> 31)
+            data = data[4 + (length & ~COMPRESSED) :]
+        self.assertEqual(lengths, [0, 0, 1])
+
+    def test_the_id_comes_back(self) -> None:
+        [response] = self.ask(self.peer(self.server()), {**self.ZLIB, "id": 7})
+        self.assertEqual(response["id"], 7)
+
+    def test_compressed_frames_behind_it_in_the_same_read(self) -> None:
+        """The client was to wait. One that does not may be lucky."""
+        peer = self.peer(self.server())
+        peer.send_bytes(raw(self.ZLIB) + self.packed(PING, echo(1)))
+        self.assertEqual(self.codes(peer.receive()), ["hello_response", "pong", "echo_response"])
+
+    def test_while_an_answer_is_to_come(self) -> None:
+        """The response waits behind it, and nothing that may be compressed must come before."""
+        router = Router()
+        waiting: list[Deferred[Any]] = []
+
+        def slow(session: Any, message: Ping) -> Any:
+            waiting.append(Deferred())
+            return waiting[-1]
+
+        router.add(Ping, slow)
+        for request_id in (None, 5):
+            server = MemoryServer(routers=[router], compress_over=1)
+            self.addCleanup(server.stop)
+            peer, other = self.peer(server), self.peer(server)
+            peer.send({"type": "ping", "id": request_id}, {**self.ZLIB, "id": request_id})
+            other.send({"type": "broadcast", "content": "x" * 2000})
+            waiting.pop().callback({"type": "slow", "content": "y" * 2000})
+            data = peer.transport.value()
+            peer.send_bytes(self.packed(PING))
+            [response, *_] = [message for message in peer.receive() if message["type"] == "hello_response"]
+            self.assertIsNone(response["compression"])
+            self.assertGreater(len(data), 4000)
+            self.assertTrue(peer.closed)
+
+    def test_before_the_authentication(self) -> None:
+        """A payload may have 4,096 bytes, inflated too; what was agreed on holds after it."""
+        server = self.server(checkers=[checker()], compress_over=1)
+        peer = self.agreed(server)
+        for size, codes in ((4096, ["pong"]), (4097, ["too_large"])):
+            ping = json.dumps({"type": "ping", "timestamp": ""}).encode()
+            payload = ping.replace(b'""', b'"%s"' % (b"x" * (size - len(ping))))
+            self.assertEqual(len(payload), size)
+            peer.send_bytes(frame(deflate(payload), True))
+            self.assertEqual(self.codes(peer.receive()), codes)
+        self.assertTrue(peer.closed)
+
+        peer = self.agreed(server)
+        peer.send_bytes(self.packed(auth(), echo("x" * 10_000)))
+        self.assertEqual(self.codes(peer.receive()), ["auth_result", "echo_response"])
+        peer.send_bytes(self.packed(echo("x" * 1_000_000)))
+        self.assertEqual(len(peer.receive()[0]["content"]), 1_000_000)
+
+    def test_a_bomb_before_the_authentication(self) -> None:
+        server = self.server(checkers=[checker()])
+        peer = self.agreed(server)
+        peer.send_bytes(frame(deflate(b"x" * 500_000), True))
+        [error] = peer.receive()
+        self.assertEqual((error["code"], error["fatal"]), ("too_large", True))
+        self.assertIn("4096 bytes, when inflated", error["message"])
+
+    def test_behind_a_proof_that_is_checked(self) -> None:
+        """It waits as it came: not inflated, and for the limit that holds then."""
+        slow = SlowChecker()
+        server = self.server(checkers=[slow])
+        peer = self.agreed(server)
+        peer.send_bytes(self.packed(auth(), echo("x" * 100_000)))
+        self.assertEqual(peer.receive(), [])
+        self.assertLess(len(peer.connection._reader._data), 2000)
+        slow.accept()
+        server.settle()
+        self.assertEqual(self.codes(peer.receive()), ["auth_result", "echo_response"])
+
+    def test_after_the_authentication(self) -> None:
+        peer = self.agreed(self.server(checkers=[checker()]), auth())
+        peer.send_bytes(self.packed(echo("x" * 10_000)))
+        self.assertEqual(self.codes(peer.receive()), ["echo_response"])
+
+    def test_heartbeats(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        response, *_ = self.ask(peer, {**HELLO, **self.ZLIB})
+        self.assertEqual((response["heartbeat"], response["compression"]), (True, "zlib"))
+        server.advance(25)
+        self.assertEqual(self.codes(peer.receive()), ["ping"])
+        peer.send_bytes(self.packed(PONG))
+        server.advance(20)
+        self.assertEqual((peer.receive(), peer.closed), ([], False))
 
 
 class PongTests(Case):
@@ -1350,8 +1576,23 @@ class IdleTests(Case):
         self.memory.advance(5.25)
         self.assertEnd(self.memory, peer, "idle_timeout")
 
+    def test_after_a_handler_that_says_nothing(self) -> None:
+        """The time that it took does not count afterwards either."""
+        slow: Deferred[Any] = Deferred()
+        self.act = lambda session, message: slow
+        peer = self.idle(handler_timeout=1000)
+        peer.send(do())
+        self.memory.advance(200)
+        slow.callback(None)
+        self.memory.advance(14.875)
+        self.assertFalse(peer.closed)
+        self.memory.advance(10.25)
+        self.assertEnd(self.memory, peer, "idle_timeout")
+
     def test_not_while_it_is_we_who_do_not_read(self) -> None:
         peer = self.idle()
+        # It has been looked at, and has been silent since.
+        self.memory.advance(6)
         peer.connection.pauseProducing()
         self.memory.advance(200)
         self.assertFalse(peer.closed)
@@ -3027,16 +3268,33 @@ class DrainSocketTests(SocketCase):
         self.assertEqual(self.fired, [None])
 
     def test_in_the_handshake(self) -> None:
-        """Who has not said who it is, is sent away without a word."""
+        """Who cannot be told in time is sent away without a word."""
         factory = self.factory()
         wires = [self.silent(tls_factory(factory, self.loop)), self.silent(proxied(factory))]
         self.drain(factory)
+        self.advance(0.875)
+        for wire in wires:
+            wire.take_all()
+            self.assertEqual((wire.ended, wire.raw), (False, b""))
+        self.advance(0.125)
         for wire in wires:
             wire.take_all()
             self.assertEqual((wire.ended, wire.raw), (True, b""))
         self.assertEqual(self.fired, [None])
         self.assertEqual(factory.stats.disconnects, {"going_away": 2})
         self.assertEqual([closed.code for closed in factory.stats.closed], ["going_away"] * 2)
+
+    def test_a_handshake_that_is_done_in_time(self) -> None:
+        """It is told when to come again."""
+        for checkers in ((), [checker()]):
+            factory = self.factory(checkers=checkers)
+            wire = self.silent(tls_factory(factory, self.loop), TLSWire)
+            self.drain(factory)
+            wire.shake_hands()
+            [message] = self.messages(wire)
+            self.assertEqual((message["code"], message["retry_after"]), ("going_away", 1))
+            wire.close()
+            self.assertEqual(factory.stats.disconnects, {"going_away": 1})
 
     def test_a_handshake_during_it(self) -> None:
         factory = self.factory()
