@@ -1,4 +1,4 @@
-"""What systemd is told, and the sockets that it passes (docs/security.rst, "Under systemd")."""
+"""What systemd is told, and the sockets that it passes (docs/systemd.rst)."""
 
 from __future__ import annotations
 
