@@ -324,7 +324,8 @@ class Connection(Exchange):
                 self.fail(IdleTimeout())
                 return
         if self._heartbeat is not None:
-            verdict = self._heartbeat.look(now, self.bytes_in, self._outbox.outstanding(), held)
+            outbox = self._outbox
+            verdict = self._heartbeat.look(now, self.bytes_in, outbox.sent, outbox.acknowledged, held)
             if verdict is Verdict.DEAD:
                 self.fail(HeartbeatTimeout())
                 return

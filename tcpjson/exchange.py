@@ -614,7 +614,7 @@ class Exchange(TCPJSONProtocol):
         if last:
             self._count_out(len(last))
         # What the system still has for a client that reads slowly gets the whole of the grace period.
-        patient = self._leaving and self._outbox.outstanding() is not None
+        patient = self._leaving and self._outbox.acknowledged < self._outbox.sent
         self.end(last, max(CLOSE_TIMEOUT, factory.grace_left()) if patient else CLOSE_TIMEOUT)
         self._cancel_running()
 

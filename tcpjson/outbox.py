@@ -305,10 +305,15 @@ class Outbox:
         left = 0 if descriptor is None else len(descriptor.dataBuffer) - descriptor.offset
         return self.taken, left, self._unacknowledged()
 
-    def outstanding(self) -> tuple[int, int, int] | None:
-        """The `progress` of what the peer did not take yet; None when it took all."""
-        progress = self.progress()
-        return progress if self.waiting or progress[2] else None
+    @property
+    def sent(self) -> int:
+        """Bytes that were written, those that wait included, since the start."""
+        return self.taken + self.waiting
+
+    @property
+    def acknowledged(self) -> int:
+        """Bytes that the peer took, since the start, as far as the system says."""
+        return self.taken - self._unacknowledged()
 
     def _unacknowledged(self) -> int:
         """Bytes that the system keeps for the peer, 0 where it does not say."""

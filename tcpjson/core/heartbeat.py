@@ -69,23 +69,25 @@ class Heartbeat:
         received: how many bytes came from the peer.
     """
 
-    __slots__ = ("_answer", "_interval", "_silence")
+    __slots__ = ("_answer", "_interval", "_ping", "_silence")
 
     def __init__(self, interval: float, now: float, received: int) -> None:
         self._interval = interval
         self._silence = Silence(now, received)
         # Since when an answer to a ping is awaited.
         self._answer: Silence | None = None
+        # How many bytes the peer must have taken to have begun with the ping.
+        self._ping = 0
 
-    def look(self, now: float, received: int, outstanding: Hashable | None, held: bool) -> Verdict:
+    def look(self, now: float, received: int, sent: int, taken: int, held: bool) -> Verdict:
         """
-        See how the peer is.
+        See how the peer is. A ping is to be sent at once.
 
         Args:
             now: the time.
             received: how many bytes came from it.
-            outstanding: None when it took all it was sent, else a value that changes when it takes some: a
-                ping that stands behind much else has not reached it yet.
+            sent: how many bytes it was sent, those that still wait included.
+            taken: how many of these it took: a ping that stands behind much else has not reached it yet.
             held: whether it is we who do not read.
         """
         if held:
@@ -95,11 +97,11 @@ class Heartbeat:
             self._answer = None
             return Verdict.ALIVE
         if self._answer is None:
-            self._answer = Silence(now)
+            self._ping = sent + 1
+            # Where nothing stands before it, it is there as soon as it is sent.
+            self._answer = Silence(now, self._ping if taken == sent else taken)
             return Verdict.PING
-        if outstanding is None:
-            outstanding = self._answer.mark
-        if self._answer.seconds(now, outstanding) >= ANSWER_TIME:
+        if self._answer.seconds(now, min(taken, self._ping)) >= ANSWER_TIME:
             return Verdict.DEAD
         return Verdict.ALIVE
 

@@ -20,8 +20,13 @@ starts = st.one_of(st.just(0.0), st.floats(0, 1e5))
 gaps = st.lists(st.one_of(st.floats(0, 1), st.floats(0, 4)), max_size=12)
 
 
-def nothing(now: float) -> None:
-    """Of a peer that took all it was sent."""
+# Bytes of a ping.
+PING = 60
+
+
+def nothing(now: float) -> int:
+    """Of a peer that is sent nothing but pings, or that took all."""
+    return 0
 
 
 def never(now: float) -> bool:
@@ -35,7 +40,9 @@ class Watch:
 
     Args:
         signs: when bytes come from the peer.
-        outstanding, held: what the heartbeat is told at each time.
+        sent: how many bytes it was sent at each time, pings aside.
+        waits: how many of all that it was sent it did not take yet.
+        held: whether it is we who do not read.
     """
 
     def __init__(
@@ -43,12 +50,14 @@ class Watch:
         interval: float,
         start: float,
         signs: Sequence[float] = (),
-        outstanding: Callable[[float], object] = nothing,
+        sent: Callable[[float], int] = nothing,
+        waits: Callable[[float], int] = nothing,
         held: Callable[[float], bool] = never,
     ) -> None:
         self.now = start
         self.signs = sorted(signs)
-        self.outstanding = outstanding
+        self.sent = sent
+        self.waits = waits
         self.held = held
         self.heartbeat = Heartbeat(interval, start, 0)
         self.pings: list[float] = []
@@ -70,8 +79,9 @@ class Watch:
         assert len(self.looks) < 20_000, "it goes on for ever"
         self.now = after
         self.looks.append(after)
-        outstanding = self.outstanding(after)
-        verdict = self.heartbeat.look(after, self.received(), outstanding, self.held(after))
+        sent = self.sent(after) + PING * len(self.pings)
+        taken = sent - self.waits(after)
+        verdict = self.heartbeat.look(after, self.received(), sent, taken, self.held(after))
         if verdict is Verdict.PING:
             self.pings.append(after)
         elif verdict is Verdict.DEAD:
@@ -134,9 +144,9 @@ class ExampleTests(SynchronousTestCase):
     def test_bytes_that_came_before(self) -> None:
         """They are no sign of life."""
         heartbeat = Heartbeat(20.0, 0.0, 500)
-        self.assertIs(heartbeat.look(20.0, 500, None, False), Verdict.PING)
+        self.assertIs(heartbeat.look(20.0, 500, 0, 0, False), Verdict.PING)
         heartbeat = Heartbeat(20.0, 0.0, 500)
-        self.assertIs(heartbeat.look(20.0, 501, None, False), Verdict.ALIVE)
+        self.assertIs(heartbeat.look(20.0, 501, 0, 0, False), Verdict.ALIVE)
 
     def test_a_held_peer(self) -> None:
         """While we do not read, there is no silence of its; not before, either."""
@@ -152,21 +162,27 @@ class ExampleTests(SynchronousTestCase):
 
     def test_a_ping_behind_much_data(self) -> None:
         """While the peer takes some, the ping may not have reached it."""
-        watch = Watch(20.0, 0.0, outstanding=lambda now: min(now, 60.0))
+        watch = Watch(20.0, 0.0, waits=lambda now: max(0, 60_000 - int(1000 * now)))
         watch.run(1000)
         self.assertEqual((watch.pings, watch.dead), ([20.0], 70.0))
 
     def test_data_that_nobody_takes(self) -> None:
-        watch = Watch(20.0, 0.0, outstanding=lambda now: "all of it")
+        watch = Watch(20.0, 0.0, waits=lambda now: 1000 + PING * (now > 20))
         watch.run(1000)
-        # That something waits was first seen by the look after the ping.
+        self.assertEqual((watch.pings, watch.dead), ([20.0], 30.0))
+
+    def test_data_that_goes_on_behind_the_ping(self) -> None:
+        """There is always some on its way; the peer took the ping all the same, and owes an answer."""
+        watch = Watch(20.0, 0.0, sent=lambda now: int(1000 * now), waits=lambda now: 100)
+        watch.run(1000)
         self.assertEqual((watch.pings, watch.dead), ([20.0], 32.5))
 
     def test_the_ping_on_its_way(self) -> None:
         """It was not taken yet at one look, and was at the next: an answer is due all the same."""
-        watch = Watch(20.0, 0.0, outstanding=lambda now: "the ping" if 20 < now < 24 else None)
+        watch = Watch(20.0, 0.0, waits=lambda now: PING * (20 < now < 24))
         watch.run(1000)
-        self.assertEqual((watch.pings, watch.dead), ([20.0], 32.5))
+        # From then on when it was seen to have been taken.
+        self.assertEqual((watch.pings, watch.dead), ([20.0], 35.0))
 
 
 class PeerTests(SynchronousTestCase):
@@ -231,28 +247,34 @@ class PeerTests(SynchronousTestCase):
                 self.assertAlmostEqual(watch.now - since, interval + ANSWER_TIME, delta=SLACK)
 
     @given(intervals, starts, st.lists(st.booleans(), max_size=20), st.booleans())
-    def test_progress(self, interval: float, start: float, taken: list[bool], all_taken: bool) -> None:
-        """Of a ping behind much data the 10 s begin with the last look that found some of it taken."""
-        watch = Watch(interval, start)
+    def test_progress(self, interval: float, start: float, takes: list[bool], all_taken: bool) -> None:
+        """
+        Of a ping behind much data the 10 s begin with the last look that found some of that taken, or the
+        ping; what stands behind the ping does not count.
+        """
+        before, behind = len(takes) + 1, 0
+        taken = 0
+        watch = Watch(interval, start, sent=lambda now: before + behind)
+        watch.waits = lambda now: before + behind + PING * len(watch.pings) - taken
         while not watch.pings:
             watch.look()
         since = watch.now
-        size: int | None = None
-        watch.outstanding = lambda now: size
-        for some in taken:
-            # The first look finds that there is something to be taken.
-            if some or size is None:
-                size = (size or 0) + 1
-                watch.look()
-                if watch.dead is None:
-                    since = watch.now
-            else:
-                watch.look()
+        for some in takes:
+            taken += some
+            behind += 1
+            watch.look()
             if watch.dead is not None:
                 break
-        if all_taken:
-            size = None
-        watch.run(watch.now + 2 * ANSWER_TIME)
-        assert watch.dead is not None
+            if some:
+                since = watch.now
+        if all_taken and watch.dead is None:
+            taken = before + PING
+            watch.look()
+            if watch.dead is None:
+                since = watch.now
+        while watch.dead is None:
+            behind += 10
+            taken += 5 * all_taken
+            watch.look()
         self.assertAlmostEqual(watch.dead - since, ANSWER_TIME, delta=SLACK)
         self.assertEqual(len(watch.pings), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 from twisted.internet.protocol import Factory, Protocol
@@ -74,6 +76,15 @@ class BoundTests(SynchronousTestCase):
         for _ in range(2):
             wire.send(b"x" * 1000)
         self.assertTrue(protocol.lost)
+
+    def test_an_end_without_close_notify_leaves_no_garbage(self) -> None:
+        """OpenSSL's memory goes at once, whenever the garbage collector comes."""
+        wire = self.wire(Counting())
+        secret = weakref.ref(self.tls.getHandle())
+        gc.disable()
+        self.addCleanup(gc.enable)
+        wire.close()
+        self.assertIsNone(secret())
 
     def test_a_protocol_that_does_not_count(self) -> None:
         protocol = Silent()
