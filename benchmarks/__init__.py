@@ -9,6 +9,7 @@ is needed for the load generator, ``uvloop`` and ``orjson`` for the expert's pee
     python -m benchmarks.refusals    CPU time of a connection that is refused
     python -m benchmarks.bigframe    CPU time of one 16 MiB frame that arrives in small pieces
     python -m benchmarks.stuck       what readers that never read cost
+    python -m benchmarks.compression what compression saves, and what it costs
 
 Each says with ``--help`` what it takes.
 """

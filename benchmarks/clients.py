@@ -10,6 +10,7 @@ import secrets
 import socket
 import ssl
 import struct
+import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ Message = dict[str, Any]
 
 SECONDS = 60.0
 HOST = "127.0.0.1"
+COMPRESSED = 1 << 31
 IP_BIND_ADDRESS_NO_PORT = 24  # from <linux/in.h>; Python has no name for it
 
 
@@ -46,6 +48,8 @@ class Client:
             self.socket.close()
             raise
         self._file = self.socket.makefile("rb")
+        #: Bytes that came, with the lengths.
+        self.received = 0
 
     def __enter__(self) -> Client:
         return self
@@ -63,11 +67,23 @@ class Client:
             raise ConnectionError("the server closed the connection")
         return data
 
+    def payload(self) -> bytes:
+        """Wait for the next payload; one that comes compressed is inflated."""
+        (length,) = struct.unpack(">I", self._read(4))
+        size = length & ~COMPRESSED
+        self.received += 4 + size
+        data = self._read(size)
+        return zlib.decompress(data) if length >= COMPRESSED else data
+
     def receive(self) -> Message:
         """Wait for the next message."""
-        (length,) = struct.unpack(">I", self._read(4))
-        message: Message = json.loads(self._read(length))
+        message: Message = json.loads(self.payload())
         return message
+
+    def agree_on_compression(self) -> None:
+        """Have what the server sends compressed, where it is long."""
+        self.send([{"type": "hello", "compression": ["zlib"]}])
+        self.expect("hello_response", compression="zlib")
 
     def expect(self, kind: str, **fields: object) -> Message:
         """

@@ -112,7 +112,16 @@ class TCPJSONProtocol(Int32StringReceiver):
         self._working = True
         try:
             while reader.ready and not self._holds:
-                payloads = reader.take(self.batch, self.MAX_LENGTH)
+                try:
+                    payloads = reader.take(self.batch, self.MAX_LENGTH)
+                except FrameTooLong as error:
+                    reader.clear()
+                    self.lengthLimitExceeded(error.length)
+                    break
+                except ProtocolError as error:
+                    reader.clear()
+                    self.frameRefused(error)
+                    break
                 if not payloads:
                     break
                 done = self.framesReceived(payloads)
@@ -123,17 +132,11 @@ class TCPJSONProtocol(Int32StringReceiver):
                     # Few reads have more than a batch: only these look at the clock.
                     now = self._clock.seconds()
                     until = until or now + _TURN_SECONDS
-                    # A batch that was cut short was long when inflated.
+                    # A batch that was cut short was long when inflated, or what is behind it is refused.
                     cut = reader.inflate is not None and len(payloads) < self.batch
                     if handled >= _TURN or now > until or cut:
                         self.hold(Hold.TURN)
                         self.turnOver()
-        except FrameTooLong as error:
-            reader.clear()
-            self.lengthLimitExceeded(error.length)
-        except ProtocolError as error:
-            reader.clear()
-            self.frameRefused(error)
         finally:
             self._working = False
         if self._holds and not self._holds & _ENDING:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -47,14 +48,26 @@ _TWISTD = "from twisted.scripts.twistd import run; run()"
 _LISTENING = re.compile(r"\] listening on (.*)$")
 
 
-def frame(payload: bytes) -> bytes:
-    """The payload behind its length."""
-    return struct.pack(">I", len(payload)) + payload
+COMPRESSED = 1 << 31
+
+
+def frame(payload: bytes, compressed: bool = False) -> bytes:
+    """The payload behind its length, with a bit if it is compressed."""
+    return struct.pack(">I", len(payload) | compressed << 31) + payload
 
 
 def encode(message: object) -> bytes:
     """The frame of a JSON value."""
     return frame(json.dumps(message).encode())
+
+
+def inflate(data: bytes) -> bytes:
+    """What was compressed, by one stream and nothing else."""
+    stream = zlib.decompressobj()
+    payload = stream.decompress(data)
+    if not stream.eof or stream.unused_data:
+        raise AssertionError(f"not one whole stream: {data[:200]!r}")
+    return payload
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> Any:
@@ -278,6 +291,13 @@ class Server:
             raise SkipTest("needs /proc")
         return path
 
+    def _memory(self, name: str) -> int:
+        """A figure of /proc/PID/status, in bytes; raises `SkipTest` where the system does not say."""
+        text = self._proc("status").read_text(encoding="ascii", errors="replace")
+        match = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
+        assert match is not None
+        return int(match[1]) * 1024
+
     def resident(self) -> int:
         """
         Its resident memory, in bytes.
@@ -285,10 +305,26 @@ class Server:
         Raises:
             SkipTest: the system does not say.
         """
-        text = self._proc("status").read_text(encoding="ascii", errors="replace")
-        match = re.search(r"^VmRSS:\s*(\d+) kB", text, re.MULTILINE)
-        assert match is not None
-        return int(match[1]) * 1024
+        return self._memory("VmRSS")
+
+    def peak(self) -> int:
+        """
+        The most memory that was resident since the start, or `reset_peak`, in bytes.
+
+        Raises:
+            SkipTest: the system does not say.
+        """
+        return self._memory("VmHWM")
+
+    def reset_peak(self) -> None:
+        """
+        Have `peak` count from now on.
+
+        Raises:
+            SkipTest: the system does not do it.
+        """
+        # "Reset the peak resident set size" (proc(5)).
+        self._proc("clear_refs").write_text("5", encoding="ascii")
 
     def cpu(self) -> float:
         """
@@ -356,6 +392,9 @@ class Peer:
         self.socket.settimeout(TIMEOUT)
         self.buffer = bytearray()
         self.welcome: Message = {}
+        #: Whether compression was agreed on, and how many payloads came compressed.
+        self.compresses = False
+        self.inflated = 0
 
     @property
     def client_id(self) -> str:
@@ -370,7 +409,7 @@ class Peer:
         """Send JSON values, a frame each, in one write."""
         self.write(b"".join(map(encode, messages)))
 
-    def write_what_fits(self, data: bytes) -> int:
+    def write_what_fits(self, data: bytes | memoryview) -> int:
         """Send until the sockets' buffers are full, or all is sent; returns how many bytes were."""
         self.socket.setblocking(False)
         sent = 0
@@ -420,13 +459,11 @@ class Peer:
         Raises:
             Ended: the connection ended before it was complete.
         """
-        buffer = self.buffer
-        while len(buffer) < 4 or len(buffer) < 4 + int.from_bytes(buffer[:4], "big"):
+        while (end := self._end(0)) > len(self.buffer):
             if not self.fill():
-                raise Ended(f"end after {bytes(buffer[:200])!r}", False)
-        end = 4 + int.from_bytes(buffer[:4], "big")
-        payload = bytes(buffer[4:end])
-        del buffer[:end]
+                raise Ended(f"end after {bytes(self.buffer[:200])!r}", False)
+        payload = self._payload(0, end)
+        del self.buffer[:end]
         return payload
 
     def payloads(self, count: int) -> list[bytes]:
@@ -434,17 +471,37 @@ class Peer:
         # Cutting the front off the buffer for each of many would take long.
         found: list[bytes] = []
         while len(found) < count:
-            buffer, position = self.buffer, 0
-            while len(found) < count and len(buffer) >= position + 4:
-                end = position + 4 + int.from_bytes(buffer[position : position + 4], "big")
-                if len(buffer) < end:
-                    break
-                found.append(bytes(buffer[position + 4 : end]))
+            position = 0
+            while len(found) < count and (end := self._end(position)) <= len(self.buffer):
+                found.append(self._payload(position, end))
                 position = end
-            del buffer[:position]
+            del self.buffer[:position]
             if len(found) < count and not self.fill():
                 raise Ended(f"end after {len(found)} of {count} frames", False)
         return found
+
+    def _end(self, start: int) -> int:
+        """Where the frame that begins at `start` ends in the buffer; behind its end where it is not whole."""
+        prefix = self.buffer[start : start + 4]
+        if len(prefix) < 4:
+            return len(self.buffer) + 1
+        length = int.from_bytes(prefix, "big")
+        if length >= COMPRESSED:
+            if not self.compresses:
+                raise AssertionError(f"a compressed frame came unasked: {bytes(self.buffer[start:][:200])!r}")
+            length -= COMPRESSED
+        return start + 4 + length
+
+    def _payload(self, start: int, end: int) -> bytes:
+        """The payload of a whole frame in the buffer."""
+        payload = bytes(self.buffer[start + 4 : end])
+        if self.buffer[start] & 0x80:
+            payload = inflate(payload)
+            self.inflated += 1
+        elif not self.compresses and b'"hello_response"' in payload:
+            message = json.loads(payload)
+            self.compresses = (message["type"], message.get("compression")) == ("hello_response", "zlib")
+        return payload
 
     def receive(self) -> Message:
         """The next message, which must be strict JSON and an object."""

@@ -16,6 +16,9 @@ _LEVEL = zlib.Z_BEST_SPEED
 # To set up zlib's usual window and tables takes longer than to compress a few kilobytes with small ones.
 _SMALL = 16 * 1024
 _SMALL_WINDOW, _SMALL_TABLES = 12, 5
+# A payload is inflated in pieces of so many bytes, from so many: asked for all at once, zlib has its bytes
+# twice before anybody knows that they are too many.
+_PIECE, _READ = 32 * 1024, 16 * 1024
 
 
 class BrokenStream(BadFrame):
@@ -27,26 +30,36 @@ class BrokenStream(BadFrame):
 
 def inflate(data: bytes | bytearray, max_length: int) -> bytes:
     """
-    The payload that was compressed to `data`, at most `max_length` bytes; little more memory is used.
+    The payload that was compressed to `data`, at most `max_length` bytes. One that is longer is refused
+    within the memory of `max_length` and 128 KiB.
 
     Raises:
         TooLarge: it is longer.
         BrokenStream: `data` is not exactly one stream, or one of nothing.
     """
     stream = zlib.decompressobj()
+    rest = memoryview(data)
+    pieces: list[bytes] = []
+    left = max_length
     try:
-        payload = stream.decompress(data, max_length + 1)
+        while not stream.eof:
+            read = rest[:_READ]
+            if not read:
+                raise BrokenStream("the compressed payload is cut short")
+            piece = stream.decompress(read, _PIECE)
+            rest = rest[len(read) - len(stream.unconsumed_tail) :]
+            left -= len(piece)
+            if left < 0:
+                text = f"a compressed payload is longer than max_length, {max_length} bytes, when inflated"
+                raise TooLarge(text)
+            pieces.append(piece)
     except zlib.error as error:
         raise BrokenStream(f"the compressed payload is broken: {error}") from None
-    if len(payload) > max_length:
-        raise TooLarge(f"a compressed payload is longer than max_length, {max_length} bytes, when inflated")
-    if not stream.eof:
-        raise BrokenStream("the compressed payload is cut short")
-    if stream.unused_data:
+    if stream.unused_data or rest:
         raise BrokenStream("the compressed payload has bytes behind its end")
-    if not payload:
+    if left == max_length:
         raise BrokenStream("the compressed payload is empty")
-    return payload
+    return b"".join(pieces)
 
 
 def deflate(payload: bytes) -> bytes:

@@ -660,10 +660,10 @@ class ScramTests(AuthCase):
         """The same salt always, the same count, and no two alike."""
         seen = [
             self.challenge(self.login(self.checker), self._first(name)).partition(",")[2]
-            for name in ("alice", "bob", "bob", "carol")
+            for name in ("alice", "bob", "bob", "carol", "a:b", "c:d")
         ]
         self.assertEqual(seen[1], seen[2])
-        self.assertEqual(len(set(seen)), 3)
+        self.assertEqual(len(set(seen)), 5)
         self.assertEqual({len(each) for each in seen}, {len(seen[0])})
         self.assertEqual({each.partition(",i=")[2] for each in seen}, {"4096"})
 

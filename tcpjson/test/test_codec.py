@@ -509,7 +509,9 @@ class CheckedTests(SynchronousTestCase):
             return {"type": "mine", "content": message.original}
 
         self.assertEqual(self._replies(router, list(self.BAD)), ["bad_json"] * len(self.BAD))
-        self.assertEqual(self._replies(router, [*self.GOOD, "plain"]), ["mine"] * (len(self.GOOD) + 1))
+        # Plain text is no value, whatever it looks like.
+        texts = ["plain", "see " + "[" * 200, "call " + "9" * 30]
+        self.assertEqual(self._replies(router, [*self.GOOD, *texts]), ["mine"] * (len(self.GOOD) + 3))
         for value, expected in ((self.BAD[0], "bad_json"), ("[" * 64 + "]" * 64, "bad_json"), ("1", "mine")):
             self.assertEqual(self._replies(router, [f'{{"type":"other","a":{value}}}']), [expected])
 

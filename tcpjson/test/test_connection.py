@@ -2186,6 +2186,12 @@ class TurnedAwayTests(Case):
         self.assertNotIn(refused.connection, server.factory.auth_deadlines)
         self.assertIsNone(refused.connection._meter)
 
+    def test_nothing_is_said_of_none(self) -> None:
+        server = self.server()
+        self.peer(server).close()
+        server.stop()
+        self.assertEqual(self.lines("refused"), [])
+
     def test_one_line_a_second(self) -> None:
         """For all of them."""
         server = self.server(limits=Limits(max_connections=1))
@@ -3238,6 +3244,18 @@ class DrainSocketTests(SocketCase):
             wire.close()
             self.assertEqual(self.fired, [None])
             self.assertEqual(factory.stats.disconnects, {"going_away": 1})
+
+    def test_one_that_fails_and_reads_slowly(self) -> None:
+        """Only who does as it is asked has the whole of the grace period."""
+        factory = self.factory(limits=Limits(write_timeout=1000))
+        wire = self.wire(factory)
+        wire.send(raw(echo("x" * 60_000)))
+        self.drain(factory)
+        wire.send(b"\xff\xff\xff\xff")
+        self.advance(1.875)
+        self.assertEqual(len(factory.connections), 1)
+        self.advance(0.25)
+        self.assertEqual(factory.stats.disconnects, {"too_large": 1})
 
     def test_one_that_reads_nothing(self) -> None:
         factory = self.factory(limits=Limits(grace=4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,11 +15,19 @@ from tcpjson.test.hypo import given
 LATE = 0.1
 
 
+class StrictClock(Clock):
+    """Calls nothing in the past, as a reactor."""
+
+    def callLater(self, delay: float, *call: Any, **keywords: Any) -> Any:
+        assert delay >= 0
+        return super().callLater(delay, *call, **keywords)
+
+
 class DeadlinesTests(SynchronousTestCase):
     """`Deadlines`."""
 
     def setUp(self) -> None:
-        self.clock = Clock()
+        self.clock = StrictClock()
         self.calls: list[tuple[str, float]] = []
         self.deadlines = Deadlines[str](self.clock, self._expired)
 
@@ -42,6 +52,12 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertEqual(self._timers(), [])
         self.clock.advance(100)
         self.assertEqual(len(self.calls), 1)
+
+    def test_past_when_it_is_set(self) -> None:
+        self.clock.advance(5)
+        self.deadlines.set("a", 4)
+        self.clock.advance(0)
+        self.assertEqual(self.calls, [("a", 5)])
 
     def test_one_timer_for_the_nearest(self) -> None:
         for key, when in (("b", 20), ("c", 30), ("a", 10), ("d", 15)):

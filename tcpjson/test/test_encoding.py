@@ -243,6 +243,8 @@ class OwnMessageTests(SynchronousTestCase):
         for text in (b"garbage", b"", b'"\xff"', b'"\\ud800"', b"[1e999]"):
             with self.assertRaises(ValueError, msg=text):
                 encode_message({"type": "t", "value": Raw(text)}, "T")
+        error = self.assertRaises(ValueError, encode_message, {"type": "t", "value": Raw(b"garbage")}, "T")
+        self.assertIn("cannot be sent", str(error))
         self.assertIn(b'"value":[1.50]', encode_message({"type": "t", "value": Raw(b"[1.50]")}, "T"))
 
     def test_numbers_of_other_classes(self) -> None:

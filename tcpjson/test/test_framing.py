@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import tracemalloc
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tcpjson.core.compression import BrokenStream, deflate, inflate
+from tcpjson.core.errors import ProtocolError, TooLarge
 from tcpjson.core.framing import (
+    COMPRESSED,
     PREFIX_LENGTH,
     FrameReader,
     FrameTooLong,
@@ -18,6 +23,7 @@ from tcpjson.core.framing import (
     join_frames,
     length_hint,
 )
+from tcpjson.core.limits import HIGH_WATER
 from tcpjson.test.hypo import given
 
 LIMIT = 300
@@ -101,13 +107,24 @@ class FrameTests(SynchronousTestCase):
         self.assertEqual(frame(bytes(0x010203)), b"\0\x01\x02\x03" + bytes(0x010203))
         self.assertEqual(frame(b""), bytes(PREFIX_LENGTH))
 
+    def test_a_bit_says_that_it_is_compressed(self) -> None:
+        self.assertEqual(frame(b"{}", compressed=True), b"\x80\0\0\x02{}")
+        self.assertEqual(frame(b"", True), b"\x80\0\0\0")
+
     def test_frames_are_joined(self) -> None:
         for contents in ([], [b"{}"], [b""], [b"{}", b"", b"[1]"]):
             self.assertEqual(join_frames(contents), b"".join(map(frame, contents)))
 
-    @given(st.lists(payloads, min_size=1, max_size=6), st.integers(0, 2000))
-    def test_the_boundary_is_the_end_of_the_frame_begun(self, contents: list[bytes], place: int) -> None:
-        data = b"".join(map(frame, contents))
+    @given(
+        st.lists(st.tuples(payloads, st.booleans()), min_size=1, max_size=6),
+        st.integers(0, 2000),
+    )
+    def test_the_boundary_is_the_end_of_the_frame_begun(
+        self, frames: list[tuple[bytes, bool]], place: int
+    ) -> None:
+        """Compressed or not: what a compressed frame has behind its length is no other than here."""
+        data = b"".join(frame(content, compressed) for content, compressed in frames)
+        contents = [content for content, _ in frames]
         offset = place % (len(data) + 1)
         ends = [0]
         for content in contents:
@@ -159,7 +176,7 @@ class SplitTests(SynchronousTestCase):
         self.assertTrue(reader.ready)
         error = self.assertRaises(FrameTooLong, reader.take, 10, LIMIT)
         self.assertEqual(error.length, LIMIT + 1)
-        self.assertIn(str(LIMIT + 1), str(error))
+        self.assertEqual(str(error), f"a frame of {LIMIT + 1} bytes")
 
     def test_a_length_is_refused_with_its_last_byte(self) -> None:
         """Section 1: as soon as its four bytes are there."""
@@ -284,6 +301,23 @@ class StepTests(SynchronousTestCase):
         reader.feed(b"\x07")
         self.assertEqual((reader.take(9, LIMIT), reader.announced), ([], 7))
 
+    def test_what_was_put_back_before_a_long_frame(self) -> None:
+        """It comes again, however much is still to come of the frame behind it."""
+        reader = FrameReader()
+        reader.feed(frame(b"one") + frame(b"two") + frame(bytes(LIMIT))[:20])
+        self.assertEqual(reader.take(9, LIMIT), [b"one", b"two"])
+        reader.untake([b"two"])
+        self.assertEqual((reader.take(9, LIMIT), reader.announced), ([b"two"], LIMIT))
+
+    def test_clear_behind_a_frame(self) -> None:
+        """What was taken is forgotten with what was not."""
+        reader = FrameReader()
+        reader.feed(frame(b"one") + frame(b"two"))
+        self.assertEqual(reader.take(1, LIMIT), [b"one"])
+        reader.clear()
+        reader.feed(frame(b"three") + frame(b"four"))
+        self.assertEqual(reader.take(9, LIMIT), [b"three", b"four"])
+
     def test_clear_in_the_midst_of_a_frame(self) -> None:
         """A frame that comes next is taken from its start."""
         reader = FrameReader()
@@ -292,6 +326,279 @@ class StepTests(SynchronousTestCase):
         reader.clear()
         reader.feed(frame(b"{}"))
         self.assertEqual(reader.take(1, LIMIT), [b"{}"])
+
+
+def packed(payload: bytes) -> bytes:
+    """A compressed frame."""
+    return frame(deflate(payload), compressed=True)
+
+
+class CompressedModel(Model):
+    """As `Model`, of frames some of which are compressed."""
+
+    def take(self, count: int, max_length: int) -> list[bytes]:
+        """As `FrameReader.take` with `inflate`."""
+        taken: list[bytes] = []
+        inflated = 0
+        while len(taken) < count and len(self.held) >= 4 and inflated <= HIGH_WATER:
+            length = int.from_bytes(self.held[:4], "big")
+            compressed = length >= COMPRESSED
+            length %= COMPRESSED
+            payload = self.held[4 : 4 + length]
+            if length <= max_length and len(payload) < length:
+                break
+            try:
+                if length > max_length:
+                    raise FrameTooLong(length)
+                if compressed:
+                    payload = inflate(payload, max_length)
+                    inflated += len(payload)
+            except (FrameTooLong, ProtocolError):
+                if taken:
+                    break
+                raise
+            taken.append(payload)
+            self.held = self.held[4 + length :]
+        return taken
+
+
+def take_all(reader: FrameReader | Model, count: int = 1000) -> list[object]:
+    """All that can be taken; last comes the length that is too long, or what is wrong, if anything is."""
+    taken: list[object] = []
+    try:
+        while found := reader.take(count, LIMIT):
+            taken += found
+    except FrameTooLong as error:
+        taken.append(error.length)
+    except ProtocolError as error:
+        taken.append((type(error), str(error)))
+    return taken
+
+
+@st.composite
+def mixed_streams(draw: st.DrawFn) -> bytes:
+    """Frames, compressed and not, and perhaps at the end one that is cut, too long or broken."""
+    some = st.tuples(payloads, st.booleans())
+    data = b"".join(
+        packed(payload or b"x") if compressed else frame(payload)
+        for payload, compressed in draw(st.lists(some, max_size=8))
+    )
+    stream = deflate(draw(payloads) or b"x")
+    tail = draw(
+        st.sampled_from(
+            [
+                b"",
+                frame(stream, True)[: draw(st.integers(0, len(stream) + 3))],
+                frame(stream[:-1], True),
+                frame(stream + b"x", True),
+                frame(stream * 2, True),
+                frame(b"", True),
+                packed(b""),
+                packed(bytes(LIMIT + 1)),
+                packed(bytes(100 * LIMIT)),
+                struct.pack(">I", COMPRESSED + LIMIT + 1) + b"xyz",
+                struct.pack(">I", LIMIT + 1) + b"xyz",
+                b"\xff\xff\xff\xff",
+            ]
+        )
+    )
+    return data + tail + draw(st.sampled_from([b"", frame(b"{}"), packed(b"{}"), b"\x80\0"]))
+
+
+class CompressedTests(SynchronousTestCase):
+    """Frames with bit 31, where compression was agreed on (section 7)."""
+
+    def reader(self, data: bytes = b"") -> FrameReader:
+        """A reader that has been fed some bytes."""
+        reader = FrameReader()
+        reader.inflate = inflate
+        reader.feed(data)
+        return reader
+
+    def _assert_same(self, data: bytes, cut: list[bytes], count: int) -> None:
+        model = CompressedModel()
+        model.held = data
+        expected = take_all(model)
+        reader = self.reader()
+        taken: list[object] = []
+        for piece in cut:
+            reader.feed(piece)
+            taken += take_all(reader, count)
+            if taken and not isinstance(taken[-1], bytes):
+                break
+            self.assertFalse(reader.ready)
+            self.assertEqual(reader.count(), 0)
+        self.assertEqual(taken, expected)
+        self.assertLessEqual({type(payload) for payload in taken[:-1]}, {bytes})
+        if not taken or isinstance(taken[-1], bytes):
+            self.assertEqual(reader.announced, model.announced % COMPRESSED)
+            self.assertEqual(reader.begun, bool(model.held))
+
+    @given(mixed_streams(), cuts, st.integers(1, 4), examples=400)
+    def test_any_split(self, data: bytes, places: list[int], count: int) -> None:
+        self._assert_same(data, pieces(data, places), count)
+
+    @given(mixed_streams())
+    def test_byte_by_byte(self, data: bytes) -> None:
+        self._assert_same(data, pieces(data, range(len(data))), 1000)
+
+    @given(mixed_streams())
+    def test_whole(self, data: bytes) -> None:
+        self._assert_same(data, pieces(data, []), 1000)
+
+    steps = st.lists(
+        st.one_of(
+            st.tuples(st.just("feed"), st.integers(1, 700)),
+            st.tuples(st.just("take"), st.integers(1, 5)),
+            st.tuples(st.just("untake"), st.integers(1, 5)),
+        ),
+        max_size=25,
+    )
+
+    @given(st.lists(st.tuples(payloads, st.booleans()), max_size=10), steps, examples=400)
+    def test_any_order(self, frames: list[tuple[bytes, bool]], steps: list[tuple[str, int]]) -> None:
+        """What was inflated and put back comes again, once."""
+        contents = [payload or b"x" for payload, _ in frames]
+        data = b"".join(
+            packed(payload) if compressed else frame(payload)
+            for payload, (_, compressed) in zip(contents, frames, strict=True)
+        )
+        reader = self.reader()
+        taken: list[bytes] = []
+        last: list[bytes] = []
+        for step, number in steps:
+            if step == "feed":
+                reader.feed(data[:number])
+                data = data[number:]
+            elif step == "take":
+                last = reader.take(number, LIMIT)
+                taken += last
+            elif last:
+                back = last[-number:]
+                del last[-number:], taken[len(taken) - len(back) :]
+                reader.untake(back)
+            self.assertEqual(taken, contents[: len(taken)])
+            whole = reader.count()
+            self.assertLessEqual(len(taken) + whole, len(contents))
+            if whole:
+                self.assertTrue(reader.ready)
+        reader.feed(data)
+        while last := reader.take(3, LIMIT):
+            taken += last
+        self.assertEqual(taken, contents)
+        self.assertFalse(reader.begun)
+
+    def test_without_an_agreement(self) -> None:
+        """Bit 31 is part of the length, as soon as its four bytes are there."""
+        reader = FrameReader()
+        reader.feed(packed(b"{}"))
+        length = len(deflate(b"{}"))
+        self.assertEqual(self.assertRaises(FrameTooLong, reader.take, 1, LIMIT).length, 2**31 + length)
+
+    def test_agreed_on_in_the_midst(self) -> None:
+        """From then on, for what was fed already too."""
+        reader = FrameReader()
+        reader.feed(frame(b"hello") + packed(b"1") + packed(b"2") + frame(b"3"))
+        self.assertEqual(reader.take(9, LIMIT), [b"hello"])
+        reader.inflate = inflate
+        self.assertEqual(reader.take(9, LIMIT), [b"1", b"2", b"3"])
+
+    def test_the_greatest_lengths(self) -> None:
+        """Of the payload, and of what it is compressed to."""
+        noise = random.Random(1).randbytes(LIMIT)
+        for payload in (bytes(LIMIT), noise[: LIMIT - 11]):
+            data = zlib.compress(payload, 0 if payload in noise else 9)
+            self.assertEqual(self.reader(frame(data, True)).take(1, LIMIT), [payload])
+        self.assertEqual(len(zlib.compress(noise[: LIMIT - 11], 0)), LIMIT)
+
+    def test_a_compressed_length_that_is_too_long(self) -> None:
+        """Even where the payload would not be; and as soon as the four bytes are there."""
+        for data in (
+            frame(zlib.compress(bytes(LIMIT - 10), 0), True),
+            struct.pack(">I", COMPRESSED + LIMIT + 1),
+        ):
+            error = self.assertRaises(FrameTooLong, self.reader(data).take, 1, LIMIT)
+            self.assertEqual(error.length, LIMIT + 1)
+
+    def test_a_plain_length_that_is_too_long(self) -> None:
+        error = self.assertRaises(FrameTooLong, self.reader(struct.pack(">I", LIMIT + 1)).take, 1, LIMIT)
+        self.assertEqual(error.length, LIMIT + 1)
+
+    def test_good_frames_come_before_an_error(self) -> None:
+        for bad, error in (
+            (packed(bytes(LIMIT + 1)), TooLarge),
+            (packed(b""), BrokenStream),
+            (frame(b"x", True), BrokenStream),
+            (frame(b"", True), BrokenStream),
+            (struct.pack(">I", COMPRESSED + LIMIT + 1), FrameTooLong),
+        ):
+            reader = self.reader(frame(b"1") + packed(b"2") + bad + packed(b"3"))
+            self.assertEqual(reader.take(9, LIMIT), [b"1", b"2"])
+            self.assertTrue(reader.ready)
+            for _ in range(2):
+                self.assertRaises(error, reader.take, 9, LIMIT)
+
+    def test_a_limit_that_changes(self) -> None:
+        """As when a client has authenticated: it holds for the next frame."""
+        reader = self.reader(packed(bytes(LIMIT)) * 2)
+        self.assertRaises(TooLarge, reader.take, 1, LIMIT - 1)
+        self.assertEqual(reader.take(1, LIMIT), [bytes(LIMIT)])
+        self.assertRaises(TooLarge, reader.take, 1, LIMIT - 1)
+
+    def test_few_at_once_where_they_are_long(self) -> None:
+        """More than 64 KiB are enough."""
+        payload = bytes(HIGH_WATER // 4)
+        reader = self.reader(packed(payload) * 12)
+        self.assertEqual([len(reader.take(100, 2**20)) for _ in range(3)], [5, 5, 2])
+        self.assertFalse(reader.begun)
+        reader.feed(packed(bytes(2**20)) * 2 + packed(b"x"))
+        self.assertEqual([len(reader.take(100, 2**20)) for _ in range(3)], [1, 1, 1])
+
+    def test_only_what_was_compressed_counts(self) -> None:
+        """The others were that long when they came."""
+        reader = self.reader(frame(bytes(HIGH_WATER)) * 5 + packed(bytes(HIGH_WATER)) + frame(b"last"))
+        self.assertEqual(len(reader.take(100, 2**20)), 7)
+
+    def test_the_length_of_the_frame_that_waits(self) -> None:
+        """That of its bytes on the wire; the bit is no part of it."""
+        data = packed(bytes(LIMIT))
+        reader = self.reader(data[:3])
+        self.assertEqual((reader.take(1, LIMIT), reader.announced), ([], 0))
+        reader.feed(data[3:-1])
+        self.assertEqual((reader.take(1, LIMIT), reader.announced), ([], len(data) - 4))
+        self.assertFalse(reader.ready)
+        reader.feed(data[-1:])
+        self.assertEqual(reader.take(1, LIMIT), [bytes(LIMIT)])
+        self.assertEqual(reader.announced, 0)
+
+    def test_frames_are_counted(self) -> None:
+        reader = self.reader(packed(b"1") + frame(b"2") + packed(b"3")[:-1])
+        self.assertEqual(reader.count(), 2)
+        reader.feed(packed(b"3")[-1:])
+        self.assertEqual(reader.count(), 3)
+        # Those that are broken too: an answer is due.
+        reader.feed(frame(b"?", True))
+        self.assertEqual(reader.count(), 4)
+
+    def test_frames_are_counted_without_an_agreement(self) -> None:
+        reader = FrameReader()
+        reader.feed(frame(b"1") + packed(b"2") + frame(b"3"))
+        self.assertEqual(reader.count(), 1)
+
+    def test_another_way_to_inflate(self) -> None:
+        """It is given the bytes of one frame, and the limit."""
+        calls: list[tuple[bytes, int]] = []
+
+        def note(data: bytes | bytearray, max_length: int) -> bytes:
+            calls.append((bytes(data), max_length))
+            return b"found"
+
+        way: Callable[[bytes | bytearray, int], bytes] = note
+        reader = FrameReader()
+        reader.inflate = way
+        reader.feed(frame(b"a") + frame(b"bc", True))
+        self.assertEqual(reader.take(9, 77), [b"a", b"found"])
+        self.assertEqual(calls, [(b"bc", 77)])
 
 
 class CostTests(SynchronousTestCase):
@@ -337,6 +644,18 @@ class CostTests(SynchronousTestCase):
 
     def test_frames_that_end_within_a_read(self) -> None:
         self._assert_linear(frame(bytes(50_000)) * 40, 1448)
+
+    def test_frames_that_never_end_with_a_read(self) -> None:
+        """What was taken is not kept."""
+        reader = FrameReader()
+        data = frame(bytes(996)) * 100
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        reader.feed(data[:500])
+        for _ in range(50):
+            reader.feed(data[500:] + data[:500])
+            self.assertEqual(len(reader.take(100, LIMIT * 4)), 100)
+        self.assertLess(tracemalloc.get_traced_memory()[0], 5 * len(data))
 
     def test_many_frames_in_one_read(self) -> None:
         """Each payload is an object, 33 bytes larger than its content."""

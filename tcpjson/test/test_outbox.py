@@ -668,7 +668,7 @@ class DropTests(OutboxCase):
             rig.outbox.push(frame(last))
             rig.outbox.flush()
             rig.wire.take_all()
-            self.assertEqual(rig.outbox.waiting, 0)
+            self.assertEqual((rig.outbox.waiting, rig.outbox.answers), (0, 0))
             self.assertEqual(rig.outbox.taken, begun + waiting + len(frame(last)))
             reader = FrameReader()
             reader.feed(rig.wire.data)

@@ -139,6 +139,7 @@ class UserTests(PasswdCase):
     def test_iterations(self) -> None:
         self.main("alice", "--password-stdin", stdin=b"secret")
         self.main("bob", "--password-stdin", "--iterations", "5000", stdin=b"secret")
+        self.assertEqual([passwd._iterations(each) for each in ("4096", "10000000")], [4096, 10_000_000])
         counts = [line.split("$")[1].partition(":")[0] for line in self.lines()[1:]]
         self.assertEqual(counts, [str(ITERATIONS), "5000"])
 

@@ -14,7 +14,10 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.basic import Int32StringReceiver, StringTooLongError
 from twisted.trial.unittest import SynchronousTestCase
 
+from tcpjson.core.compression import deflate, inflate
+from tcpjson.core.errors import Forbidden, ProtocolError
 from tcpjson.core.framing import FrameReader, frame
+from tcpjson.core.limits import HIGH_WATER
 from tcpjson.protocol import Hold, TCPJSONProtocol
 from tcpjson.test.hypo import given
 from tcpjson.test.wires import Loop, TLSWire, Wire, connect, run_due
@@ -81,7 +84,7 @@ class PublishedTests(MemoryCase):
     def test_send_string_too_long(self) -> None:
         class Huge(bytes):
             def __len__(self) -> int:
-                return 1 << 32
+                return 1 << 31
 
         self.assertRaises(StringTooLongError, self.protocol.sendString, Huge(b"x"))
         self.assertEqual(self.protocol.transport.value(), b"")
@@ -112,6 +115,9 @@ class PublishedTests(MemoryCase):
         self.assertEqual(protocol.strings, [b"0123456789"])
         self.assertEqual(protocol.too_long, [11])
         self.assertTrue(protocol.transport.disconnecting)
+        # Nothing of it was kept.
+        protocol.dataReceived(frame(b"after"))
+        self.assertEqual((protocol.strings[1:], protocol.too_long), ([b"after"], [11]))
 
     def test_length_limit_closes(self) -> None:
         self.protocol.dataReceived(frame(b"before") + b"\x80\0\0\0 and what follows")
@@ -192,6 +198,155 @@ class PublishedTests(MemoryCase):
         self.protocol.act = lambda string: None
         self.protocol.dataReceived(frame(b"2"))
         self.assertEqual(self.protocol.strings[-1], b"2")
+
+    def test_a_protocol_error_of_the_application(self) -> None:
+        """It is none of the frame's."""
+
+        def act(string: bytes) -> None:
+            raise Forbidden
+
+        self.protocol.act = act
+        self.assertRaises(Forbidden, self.protocol.dataReceived, frame(b"1") + frame(b"2"))
+        self.protocol.act = lambda string: None
+        self.protocol.dataReceived(frame(b"3"))
+        self.assertEqual(self.protocol.strings[-1], b"3")
+        self.assertFalse(self.protocol.transport.disconnecting)
+
+
+def packed(payload: bytes) -> bytes:
+    """A compressed frame."""
+    return frame(deflate(payload), compressed=True)
+
+
+class CompressedTests(MemoryCase):
+    """Frames that are compressed, once that is agreed on (section 7)."""
+
+    def connect(self) -> Recorder:
+        protocol = super().connect()
+        protocol._reader.inflate = inflate
+        return protocol
+
+    @given(st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.booleans()), max_size=12), st.data())
+    def test_however_it_is_cut(self, frames: list[tuple[bytes, bool]], data: st.DataObject) -> None:
+        protocol = self.connect()
+        wire = b"".join(packed(payload) if compressed else frame(payload) for payload, compressed in frames)
+        while wire:
+            size = data.draw(st.integers(1, len(wire)))
+            protocol.dataReceived(wire[:size])
+            wire = wire[size:]
+        self.assertEqual(protocol.strings, [payload for payload, _ in frames])
+        for string in protocol.strings:
+            self.assertIs(type(string), bytes)
+
+    def test_a_batch_that_was_long_is_a_turn(self) -> None:
+        """However fast it was handled, others come next."""
+        other = self.connect()
+        order: list[bytes] = []
+        self.protocol.act = other.act = lambda string: order.append(string[:1])
+        self.protocol.dataReceived((packed(b"a" * HIGH_WATER) + packed(b"b")) * 3)
+        self.assertEqual(order, [b"a", b"b"])
+        self.assertTrue(self.protocol.paused)
+        self.assertEqual(self.protocol.transport.producerState, "paused")
+        other.dataReceived(packed(b"o"))
+        run_due(self.clock)
+        self.assertEqual(order, [b"a", b"b", b"o", b"a", b"b"])
+        run_due(self.clock)
+        self.assertEqual(order, [b"a", b"b", b"o", b"a", b"b", b"a", b"b"])
+        self.assertFalse(self.protocol.paused)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_short_ones_are_no_turn(self) -> None:
+        self.protocol.dataReceived(packed(b"x") * 500)
+        self.assertEqual(len(self.protocol.strings), 500)
+        self.assertFalse(self.protocol.paused)
+
+    def test_a_long_one_alone_is_no_turn(self) -> None:
+        """Nothing is left for another."""
+        self.protocol.dataReceived(packed(bytes(HIGH_WATER + 1)))
+        self.assertEqual(len(self.protocol.strings), 1)
+        self.assertFalse(self.protocol.paused)
+
+    def test_one_at_a_time(self) -> None:
+        """A batch of one is whole."""
+        self.protocol.batch = 1
+        self.protocol.dataReceived(packed(b"x") * 300)
+        self.assertEqual(len(self.protocol.strings), 300)
+
+    def test_put_back(self) -> None:
+        """What was inflated and not handled is handled later, as what it is."""
+        self.protocol.act = lambda string: self.protocol.hold(Hold.ANSWERS)
+        self.protocol.dataReceived(b"".join(packed(b"%d" % number) for number in range(4)))
+        for number in range(4):
+            self.assertEqual(len(self.protocol.strings), number + 1)
+            self.protocol.release_now(Hold.ANSWERS)
+        self.assertEqual(self.protocol.strings, [b"0", b"1", b"2", b"3"])
+
+    def test_what_is_refused(self) -> None:
+        """After all before it were handled; nothing is kept of what follows."""
+
+        class Refusing(Recorder):
+            MAX_LENGTH = 100
+
+            def frameRefused(self, error: ProtocolError) -> None:
+                self.act(str(error).encode())
+                kept.append(self._reader.begun)
+                super().frameRefused(error)
+
+        kept: list[bool] = []
+
+        for bad, text in (
+            (frame(b"xx", True), "the compressed payload is broken"),
+            (packed(bytes(101)), "100 bytes, when inflated"),
+        ):
+            protocol = Refusing(self.clock)
+            protocol.makeConnection(StringTransport())
+            protocol._reader.inflate = inflate
+            said: list[bytes] = []
+            protocol.act = said.append
+            protocol.dataReceived(frame(b"1") + packed(b"2") + bad + packed(b"3"))
+            self.clock.advance(0)
+            self.assertEqual((protocol.strings, said[:2]), ([b"1", b"2"], [b"1", b"2"]))
+            self.assertIn(text, said[2].decode())
+            self.assertTrue(protocol.transport.disconnecting)
+            self.assertFalse(kept.pop())
+            protocol.dataReceived(packed(b"4"))
+            self.assertEqual(len(said), 3)
+
+    def test_it_ends_by_default(self) -> None:
+        self.protocol.dataReceived(packed(b"1") + frame(b"", True))
+        self.clock.advance(0)
+        self.assertEqual(self.protocol.strings, [b"1"])
+        self.assertTrue(self.protocol.transport.disconnecting)
+
+    def test_the_connection_is_lost_between_turns(self) -> None:
+        """One that sends and goes has sent all the same."""
+        self.protocol.dataReceived(packed(bytes(HIGH_WATER + 1)) * 4)
+        self.assertEqual(len(self.protocol.strings), 1)
+        self.protocol.connectionLost()
+        self.assertEqual(len(self.protocol.strings), 4)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_what_a_peer_left_behind_is_bounded_in_time(self) -> None:
+        """What it sent compressed: a read of it may be long to do. The rest is dropped."""
+        clock = BusyClock()
+        for wire, most in ((packed(bytes(HIGH_WATER + 1)), 10), (packed(b"x"), 600)):
+            protocol = Recorder(clock)
+            protocol.makeConnection(StringTransport())
+            protocol._reader.inflate = inflate
+            protocol.dataReceived(wire * 1000)
+            first = len(protocol.strings)
+            protocol.connectionLost()
+            self.assertTrue(first < len(protocol.strings) < first + most, len(protocol.strings))
+            self.assertFalse(protocol._reader.begun)
+
+    def test_what_was_not_compressed_is_not(self) -> None:
+        """It is as long as it was when it came."""
+        clock = BusyClock()
+        protocol = Recorder(clock)
+        protocol.makeConnection(StringTransport())
+        protocol.dataReceived(frame(b"x") * 5000)
+        protocol.connectionLost()
+        self.assertEqual(len(protocol.strings), 5000)
 
 
 class BusyClock(Clock):
@@ -381,6 +536,17 @@ class HoldTests(MemoryCase):
         self.clock.advance(0)
         self.assertFalse(self.protocol.paused)
 
+    def test_a_release_is_of_one_hold(self) -> None:
+        """What is held anew waits for a release of its own."""
+        self.protocol.hold(Hold.ANSWERS)
+        self.protocol.release(Hold.ANSWERS)
+        self.clock.advance(0)
+        self.protocol.hold(Hold.ANSWERS)
+        self.protocol.hold(Hold.HANDLERS)
+        self.protocol.release(Hold.HANDLERS)
+        self.clock.advance(0)
+        self.assertTrue(self.protocol.paused)
+
     def test_release_of_what_is_not_held(self) -> None:
         self.protocol.release(Hold.ANSWERS)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -412,8 +578,9 @@ class HoldTests(MemoryCase):
             order.append(string)
 
         self.protocol.act = act
-        self.protocol.dataReceived(frame(b"1") + frame(b"2"))
-        self.assertEqual(order, [b"1", b"2"])
+        self.protocol.batch = 2
+        self.protocol.dataReceived(frame(b"1") + frame(b"2") + frame(b"3"))
+        self.assertEqual(order, [b"1", b"2", b"3"])
         self.assertEqual(self.protocol.transport.producerState, "producing")
 
     def test_hold_in_the_midst_of_many(self) -> None:

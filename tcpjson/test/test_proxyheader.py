@@ -120,4 +120,6 @@ class HeaderTests(SynchronousTestCase):
         line = b"PROXY UNKNOWN" + b" " * 92 + b"\r\n"
         self.assertEqual(parse_proxy_header(line), ProxyHeader(107, None))
         self.assertIsNone(parse_proxy_header(line[:106]))
-        self.assertRaises(ValueError, parse_proxy_header, line.replace(b"\r\n", b" \r\n"))
+        longer = line.replace(b"\r\n", b" \r\n")
+        for data in (longer, longer[:107]):
+            self.assertRaises(ValueError, parse_proxy_header, data)

@@ -8,7 +8,9 @@ import json
 import socket
 import struct
 import weakref
+import zlib
 from collections.abc import Callable
+from random import Random
 from typing import Any, ClassVar
 
 from msgspec import Raw
@@ -26,8 +28,10 @@ from zope.interface import Interface, implementer
 from tcpjson import Limits, Message, Router, __version__
 from tcpjson.auth import ITokenCredentials
 from tcpjson.connection import Connection
+from tcpjson.core import compression
+from tcpjson.core.compression import deflate, inflate
 from tcpjson.core.errors import CODES, Forbidden, GoingAway, ProtocolError, SlowConsumer
-from tcpjson.core.framing import frame
+from tcpjson.core.framing import COMPRESSED, frame
 from tcpjson.core.messages import Answer, EchoResponse, Error, Ping
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.test.wires import Loop, TLSWire, Wire, attach, connect, run_due, socket_pair, tls_factory
@@ -182,6 +186,8 @@ class FrameTests(Case):
         self.assertEqual((error["code"], error["fatal"]), ("too_large", True))
         self.assertIn("101", error["message"])
         self.assertIn("100", error["message"])
+        # It looks like none of the known mistakes.
+        self.assertNotIn("a message begins", error["message"])
         self.assertTrue(peer.closed)
         for _ in range(10):
             peer.send_bytes(bytes(100_000))
@@ -243,6 +249,17 @@ class GarbageTests(Case):
         peer.send_payload(*payloads * 10)
         self.assertEqual(len(peer.receive()), 110)
         self.assertEqual(gc.collect(), 0)
+
+    def test_an_error_that_is_raised_again_and_again(self) -> None:
+        """It would lead to all the requests for which it was."""
+        error = Forbidden()
+
+        def act(session: Any, message: Do) -> Any:
+            raise error
+
+        self.act = act
+        self.peer(self.server()).send(do(), do())
+        self.assertEqual((error.__traceback__, error.__context__), (None, None))
 
 
 class FrameTimeoutTests(Case):
@@ -995,6 +1012,7 @@ class HandlerTests(Case):
                 (answer["code"], answer["message"], answer["fatal"], answer["id"], answer.get("retry_after")),
                 ("forbidden", text, False, 3, retry),
             )
+            self.assertEqual("retry_after" in answer, retry is not None)
         self.assertFalse(self.client.closed)
 
     def test_a_fatal_error(self) -> None:
@@ -1663,6 +1681,392 @@ class SessionTests(Case):
         self.assertTrue(slow.called)
 
 
+HELLO = {"type": "hello", "compression": ["zlib"]}
+
+
+def packed(*messages: object) -> bytes:
+    """Messages in compressed frames."""
+    return b"".join(frame(deflate(json.dumps(message).encode()), True) for message in messages)
+
+
+def noise(size: int) -> str:
+    """Text that is hardly shorter when it is compressed."""
+    return Random(size).randbytes(size // 2).hex()
+
+
+def frames(data: bytes) -> list[tuple[Any, bool]]:
+    """The messages of frames, and whether they were compressed."""
+    found = []
+    while data:
+        length = int.from_bytes(data[:4], "big")
+        payload, data = data[4 : 4 + (length & ~COMPRESSED)], data[4 + (length & ~COMPRESSED) :]
+        compressed = length >= COMPRESSED
+        found.append((json.loads(zlib.decompress(payload) if compressed else payload), compressed))
+    return found
+
+
+class CompressionTests(Case):
+    """Clients that asked for compression, beside others that did not (section 7)."""
+
+    def compressing(self, server: MemoryServer) -> Peer:
+        """A client that has agreed on compression."""
+        peer = self.peer(server)
+        peer.send(HELLO)
+        self.assertEqual([message["compression"] for message in peer.receive()], ["zlib"])
+        return peer
+
+    def sent(self, peer: Peer) -> list[tuple[str, bool]]:
+        """The types of what the client got since the last call, and whether it was compressed."""
+        data = peer.transport.value()
+        self.assertEqual(len(peer.receive()), len(frames(data)))
+        return [(message["type"], compressed) for message, compressed in frames(data)]
+
+    def deflated(self) -> list[int]:
+        """Where the lengths of payloads that are compressed from now on are noted."""
+        lengths: list[int] = []
+
+        def note(payload: bytes) -> bytes:
+            lengths.append(len(payload))
+            return deflate(payload)
+
+        self.patch(compression, "deflate", note)
+        return lengths
+
+    def test_what_is_longer_than_a_kilobyte(self) -> None:
+        server = self.server()
+        peer = self.compressing(server)
+        peer.send(echo("x"), echo("x" * 2000), {"type": "ping"}, {"type": "other", "more": "y" * 2000})
+        self.assertEqual(
+            self.sent(peer),
+            [("echo_response", False), ("echo_response", True), ("pong", False), ("response", True)],
+        )
+
+    def test_the_bound(self) -> None:
+        peer = self.compressing(self.server(compress_over=500))
+        peer.send(echo("x" * 100))
+        [payload] = peer.receive_payloads()
+        content = "x" * (100 + 500 - len(payload))
+        peer.send(echo(content), echo(content + "x"))
+        self.assertEqual(self.sent(peer), [("echo_response", False), ("echo_response", True)])
+
+    def test_what_would_be_no_shorter(self) -> None:
+        peer = self.compressing(self.server(compress_over=1))
+        for content in ("", noise(4000)):
+            peer.connection.send({"type": "news", "content": content})
+        # Hexadecimal digits are half air; a message of 60 bytes has nothing that repeats itself.
+        self.assertEqual(self.sent(peer), [("news", False), ("news", True)])
+
+    def test_requests_may_be_compressed_or_not(self) -> None:
+        peer = self.compressing(self.server())
+        peer.send_bytes(packed(echo(1)) + frame(b'{"type":"ping"}') + packed(echo("x" * 500_000), echo(3)))
+        answers = peer.receive()
+        self.assertTypes(answers, "echo_response", "pong", "echo_response", "echo_response")
+        self.assertEqual(contents(answers), [1, "x" * 500_000, 3])
+
+    def test_a_broadcast_is_compressed_once(self) -> None:
+        """For all who take it; the others get it as it is, and all get the same."""
+        server = self.server()
+        plain = [self.peer(server) for _ in range(3)]
+        compressing = [self.compressing(server) for _ in range(5)]
+        sender = compressing.pop()
+        lengths = self.deflated()
+        sender.send(cast(["x" * 5000, 1]))
+        self.assertEqual(len(lengths), 1)
+        received = [peer.transport.value() for peer in compressing]
+        self.assertEqual(len(set(received)), 1)
+        self.assertLess(len(received[0]), 200)
+        for peer in plain:
+            self.assertEqual(self.sent(peer), [("broadcast", False)])
+        for peer in compressing:
+            self.assertEqual(contents(peer.receive()), [["x" * 5000, 1]])
+
+    def test_nothing_is_compressed_for_nobody(self) -> None:
+        server = self.server()
+        sender, reader = self.compressing(server), self.peer(server)
+        lengths = self.deflated()
+        sender.send(cast("x" * 5000))
+        self.assertEqual(lengths, [])
+        self.assertTypes(reader.receive(), "broadcast")
+
+    def test_a_burst(self) -> None:
+        """Those of one read go out together, each compressed by itself where it is long."""
+        server = self.server()
+        sender, reader = self.peer(server), self.compressing(server)
+        sender.send(*(cast("x" * size) for size in (10, 3000, 20, 4000)))
+        expected = [("broadcast", False), ("broadcast", True)] * 2
+        self.assertEqual(self.sent(reader), expected)
+
+    def test_what_is_counted(self) -> None:
+        """Bytes as they are on the wire, and messages, where some compress and some do not."""
+        server = self.server()
+        peers = [server.connect() for _ in range(4)]
+        peers[0].send(HELLO)
+        peers[2].send(HELLO)
+        before = server.factory.stats.bytes_out
+        self.assertEqual(before, sum(len(peer.transport.value()) for peer in peers))
+        for sender in peers[1:3]:
+            sender.send(cast("x" * 5000), echo("y" * 3000), cast("z"), cast(noise(9000)))
+            sender.connection.send({"type": "extra", "content": "e" * 3000})
+        stats = server.factory.stats
+        wires = [peer.transport.value() for peer in peers]
+        self.assertEqual(stats.bytes_out, sum(map(len, wires)))
+        self.assertEqual([peer.connection.bytes_out for peer in peers], list(map(len, wires)))
+        # Clients 0 and 2 said hello.
+        messages = [2 + 6, 1 + 5 + 3, 2 + 5 + 3, 1 + 6]
+        self.assertEqual([peer.connection.messages_out for peer in peers], messages)
+        self.assertEqual(stats.messages_out, sum(messages))
+        self.assertEqual([len(peer.receive()) for peer in peers], messages)
+        self.assertEqual((stats.broadcasts, stats.deliveries), (6, 18))
+
+    def test_what_is_counted_of_requests(self) -> None:
+        """Bytes as they came."""
+        server = self.server()
+        peer = self.compressing(server)
+        before = server.factory.stats.bytes_in
+        data = packed(echo("x" * 5000), cast("y" * 5000))
+        peer.send_bytes(data)
+        self.assertEqual(server.factory.stats.bytes_in - before, len(data))
+        peer.send({"type": "get_stats"})
+        *_, stats = peer.receive()
+        self.assertEqual(stats["details"]["bytes_in"], peer.connection.bytes_in)
+        self.assertEqual(stats["total_messages"], 4)
+        self.assertEqual(
+            stats["details"]["messages_by_type"], {"hello": 1, "echo": 1, "broadcast": 1, "get_stats": 1}
+        )
+
+    def test_room_in_a_queue(self) -> None:
+        """Compressed messages take less of it."""
+        server = self.server(limits=Limits(max_queue=10_000))
+        sender, plain, compressing = self.peer(server), self.peer(server), self.compressing(server)
+        plain.stop_reading()
+        compressing.stop_reading()
+        for number in range(20):
+            sender.send(cast([number, "x" * 9000]))
+        self.assertEqual(server.factory.clients, {sender.connection, compressing.connection})
+        self.assertEqual(server.factory.stats.errors, {"slow_consumer": 1})
+        self.assertLess(compressing.connection._outbox.waiting, 10_000)
+        compressing.start_reading()
+        self.assertEqual([content[0] for content in contents(compressing.receive())], list(range(20)))
+
+    def test_a_full_queue(self) -> None:
+        server = self.server(limits=Limits(max_queue=10_000))
+        sender, stuck = self.peer(server), self.compressing(server)
+        stuck.stop_reading()
+        for _ in range(20):
+            sender.send(cast(noise(3000)))
+        self.assertEqual(server.factory.stats.errors, {"slow_consumer": 1})
+        stuck.start_reading()
+        self.assertTypes(stuck.receive(), "slow_consumer")
+
+    def test_cut_in_the_midst_of_a_compressed_frame(self) -> None:
+        """The frame that was begun is completed, and the error follows it."""
+        for tls in (False, True):
+            loop = Loop()
+            factory = TCPJSONServerFactory(loop, limits=Limits(max_queue=200_000))
+            sender = connect(loop, factory)
+            stuck = connect(loop, factory, tls=tls, send_buffer=4096)
+            stuck.send_payload(json.dumps(HELLO).encode())
+            self.assertEqual(len(stuck.payloads()), 2)
+            stuck._reader.inflate = inflate
+            for number in range(60):
+                sender.send_payload(json.dumps(cast([number, noise(20_000)])).encode())
+                sender.payloads()
+            self.assertEqual(factory.stats.errors, {"slow_consumer": 1})
+            begun = len(stuck.data)
+            messages = [json.loads(payload) for payload in stuck.payloads()]
+            self.assertTypes(messages, *["broadcast"] * (len(messages) - 1), "slow_consumer")
+            self.assertEqual([content[0] for content in contents(messages)], list(range(len(messages) - 1)))
+            self.assertLess(1, len(messages))
+            self.assertLess(len(messages), 20)
+            self.assertGreater(len(stuck.data), begun)
+            # Over TLS it waits for the other end to close.
+            self.assertEqual(stuck.ended, not tls)
+            stuck.close()
+            sender.close()
+            loop.close()
+
+    def test_what_handlers_send(self) -> None:
+        """To the client itself and to another one, in a turn and outside of one."""
+        server = self.server()
+        one, two = self.compressing(server), self.compressing(server)
+        plain = self.peer(server)
+
+        def act(session: Any, message: Do) -> Any:
+            for peer in (one, two, plain):
+                peer.connection.send({"type": "news", "content": "x" * 3000})
+            return {"type": "done", "content": "y" * 3000}
+
+        self.act = act
+        one.send(do())
+        self.assertEqual(self.sent(one), [("news", True), ("done", True)])
+        self.assertEqual(self.sent(two), [("news", True)])
+        self.assertEqual(self.sent(plain), [("news", False)])
+        for peer, compressed in ((one, True), (plain, False)):
+            peer.connection.send({"type": "news", "content": "x" * 3000})
+            peer.connection.send({"type": "news"})
+            self.assertEqual(self.sent(peer), [("news", compressed), ("news", False)])
+
+    def test_slow_answers(self) -> None:
+        server = self.server()
+        peer = self.compressing(server)
+        waiting: Deferred[Any] = Deferred()
+        self.act = lambda session, message: waiting
+        peer.send(do(), echo("x" * 3000))
+        self.assertEqual(peer.receive(), [])
+        waiting.callback({"type": "done", "content": "y" * 3000})
+        self.assertEqual(self.sent(peer), [("done", True), ("echo_response", True)])
+
+    def test_broken_streams(self) -> None:
+        """What was answered before is sent, in the same read too; what is behind is not handled."""
+        server = self.server(limits=Limits(max_length=100_000))
+        good = deflate(b'{"type":"ping"}')
+        for bad, code, said in (
+            (frame(good[:-1], True), "bad_frame", "cut short"),
+            (frame(good + b"x", True), "bad_frame", "behind its end"),
+            (frame(good * 2, True), "bad_frame", "behind its end"),
+            (frame(b"", True), "bad_frame", "cut short"),
+            (frame(deflate(b""), True), "bad_frame", "empty"),
+            (frame(b'{"type":"ping"}', True), "bad_frame", "broken"),
+            (frame(deflate(b"x" * 100_001), True), "too_large", "100000 bytes, when inflated"),
+            (b"\x80\x01\x86\xa1", "too_large", "a frame of 100001 bytes"),
+        ):
+            peer = self.compressing(server)
+            before = server.factory.stats.errors[code]
+            peer.send_bytes(packed({"type": "ping"}) + frame(b'{"type":"echo"}') + bad + packed(echo(1)))
+            answers = peer.receive()
+            self.assertTypes(answers, "pong", "echo_response", code)
+            self.assertTrue(answers[2]["fatal"])
+            self.assertIn(said, answers[2]["message"])
+            self.assertTrue(peer.closed)
+            peer.send_bytes(packed({"type": "ping"}))
+            self.assertEqual(peer.receive(), [])
+            self.assertEqual(server.factory.stats.errors[code], before + 1)
+            peer.close()
+        self.assertEqual(server.factory.stats.disconnects, {"bad_frame": 6, "too_large": 2})
+
+    def test_a_length_of_nothing_is_not_fatal(self) -> None:
+        """As long as it does not say that it is compressed."""
+        peer = self.compressing(self.server())
+        peer.send_bytes(frame(b"") + packed({"type": "ping"}))
+        self.assertTypes(peer.receive(), "bad_frame", "pong")
+
+    def test_errors_of_the_content(self) -> None:
+        """What was compressed is looked at as everything else."""
+        for strict, codes in (
+            (False, ["bad_json", "echo", "bad_message", "bad_json", "response"]),
+            (True, ["bad_json", "bad_json", "bad_message", "bad_json", "unknown_type"]),
+        ):
+            peer = self.compressing(self.server(strict=strict))
+            payloads = [b"{", b"text", b'{"type":1}', b"\xef\xbb\xbf{}", b'{"type":"other"}']
+            peer.send_bytes(b"".join(frame(deflate(payload), True) for payload in payloads))
+            self.assertTypes(peer.receive(), *codes)
+            self.assertFalse(peer.closed)
+
+    def test_nothing_waits_for_the_collector(self) -> None:
+        """A broken stream and its bytes are let go at once."""
+        server = self.server()
+        peers = [self.compressing(server) for _ in range(6)]
+        self.compressing(server).send_bytes(frame(b"xx", True))
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for peer in peers:
+            peer.connection.dataReceived(frame(deflate(b"x" * 2_000_000), True))
+        self.assertEqual(server.factory.stats.errors, {"bad_frame": 1, "too_large": 6})
+        self.assertEqual(gc.collect(), 0)
+
+    def test_rates_count_what_was_inflated(self) -> None:
+        """A client that compresses sends at no other rate than one that does not."""
+        times = []
+        for compresses in (False, True):
+            server = self.server(limits=Limits(bytes_per_second=10_000, byte_burst=10_000))
+            peer = self.compressing(server)
+            messages = [echo([number, "x" * 5000]) for number in range(10)]
+            if compresses:
+                peer.send_bytes(packed(*messages))
+            else:
+                peer.send(*messages)
+            answered = [len(peer.receive())]
+            while sum(answered) < 10:
+                server.advance(0.25)
+                answered.append(len(peer.receive()))
+            times.append(answered)
+        self.assertEqual(times[0], times[1])
+        self.assertGreater(len(times[1]), 12)
+
+    def test_a_rate_that_closes(self) -> None:
+        limits = Limits(bytes_per_second=1000, byte_burst=1000, rate_policy="close")
+        peer = self.compressing(self.server(limits=limits))
+        peer.send_bytes(packed(echo("x" * 5000), echo(2)))
+        self.assertTypes(peer.receive(), "echo_response", "rate_limited")
+
+    def test_the_time_of_a_frame(self) -> None:
+        """It is given for its bytes on the wire."""
+        server = self.server(limits=Limits(frame_timeout=5))
+        peer = self.compressing(server)
+        peer.send_bytes((COMPRESSED + 32 * 1024).to_bytes(4, "big"))
+        server.advance(6.5)
+        self.assertFalse(peer.closed)
+        server.advance(1)
+        self.assertTypes(peer.receive(), "frame_timeout")
+
+    def test_answers_that_wait(self) -> None:
+        """The requests are held by what waits on the wire, and then go on, each once."""
+        server = self.server()
+        peer = self.compressing(server)
+        peer.stop_reading()
+        peer.send_bytes(packed(*(echo([number, noise(40_000)]) for number in range(12))))
+        self.assertTrue(peer.connection.paused)
+        self.assertLess(peer.connection._outbox.waiting, 200_000)
+        peer.start_reading()
+        server.settle()
+        self.assertEqual([content[0] for content in contents(peer.receive())], list(range(12)))
+
+    def test_a_shutdown(self) -> None:
+        """What is complete is answered before `going_away`; a frame that is not, does not count."""
+        server = self.server()
+        peer = self.compressing(server)
+        peer.connection.pauseProducing()
+        peer.send_bytes(packed(echo("x" * 3000)) + frame(b'{"type":"ping"}') + packed(echo(1), echo(2))[:-1])
+        server.factory.drain()
+        peer.connection.resumeProducing()
+        server.settle()
+        self.assertTypes(peer.receive(), "echo_response", "pong", "echo_response", "going_away")
+        peer.send_bytes(packed(echo(2))[-1:] + packed(echo(3, id=3)))
+        answers = peer.receive()
+        self.assertTypes(answers, "going_away", "going_away")
+        self.assertEqual(answers[1]["id"], 3)
+        peer.close()
+
+    def test_a_broken_stream_in_a_shutdown(self) -> None:
+        server = self.server()
+        peer = self.compressing(server)
+        peer.connection.pauseProducing()
+        peer.send_bytes(packed({"type": "ping"}) + frame(b"xx", True))
+        server.factory.drain()
+        peer.connection.resumeProducing()
+        server.settle()
+        self.assertTypes(peer.receive(), "pong", "bad_frame")
+        peer.close()
+        self.assertEqual(server.factory.stats.disconnects, {"bad_frame": 1})
+
+    def test_the_client_closes_its_side(self) -> None:
+        """It still gets the answers to what it sent, and to what was long."""
+        loop = Loop()
+        factory = TCPJSONServerFactory(loop)
+        wire = connect(loop, factory)
+        wire.send_payload(json.dumps(HELLO).encode())
+        self.assertEqual(len(wire.payloads()), 2)
+        wire._reader.inflate = inflate
+        wire.socket.setblocking(True)
+        wire.socket.sendall(packed(*(echo([number, "x" * 70_000]) for number in range(5))))
+        wire.end()
+        messages = [json.loads(payload) for payload in wire.payloads()]
+        self.assertEqual([content[0] for content in contents(messages)], list(range(5)))
+        self.assertTrue(wire.ended)
+        loop.close()
+
+
 class QueueBoundTests(Case):
     """What counts as a full queue, and how much one burst puts in it."""
 
@@ -1675,6 +2079,36 @@ class QueueBoundTests(Case):
         self.assertFalse(slow.closed)
         slow.start_reading()
         self.assertTypes(slow.receive(), "echo_response", "broadcast")
+
+    def test_just_full(self) -> None:
+        news = {"type": "news"}
+        peer = self.peer(self.server())
+        peer.connection.send(news)
+        size = len(peer.transport.value())
+        peer = self.peer(self.server(limits=Limits(max_queue=4 * size)))
+        peer.stop_reading()
+        for _ in range(4):
+            peer.connection.send(news)
+        self.assertFalse(peer.closed)
+        peer.connection.send(news)
+        self.assertEqual(peer.connection.reason, "slow_consumer")
+
+    def test_the_socket_is_tried_first(self) -> None:
+        """What it takes makes room, though not all has left."""
+        loop = Loop()
+        self.addCleanup(loop.close)
+        factory = TCPJSONServerFactory(loop, limits=Limits(max_queue=100_000))
+        wire = connect(loop, factory, send_buffer=20_000)
+        self.addCleanup(wire.socket.close)
+        [connection] = factory.clients
+        for _ in range(100):
+            if connection._outbox.waiting < 95_000:
+                connection.send({"type": "news", "text": "x" * 5_000})
+        wire.take(1 << 20)
+        for _ in range(2):
+            connection.send({"type": "news", "text": "x" * 5_000})
+        self.assertEqual(factory.stats.errors, {})
+        self.assertTrue(connection._outbox.waiting)
 
     def test_a_burst_is_at_most_a_quarter(self) -> None:
         server = self.server(limits=Limits(max_queue=4000))
@@ -1870,6 +2304,25 @@ class StatisticsTests(Case):
         self.assertEqual(server.factory.stats.bytes_in, peer.connection.bytes_in)
         self.assertEqual(server.factory.stats.messages_out, 4)
 
+    def test_last_words(self) -> None:
+        """They are counted as any other message; an end without a word is none."""
+        self.act = lambda session, message: session.close()
+        for last, count in ((b"\xff\xff\xff\xff", 2), (frame(b'{"type":"do"}'), 1)):
+            server = self.server()
+            peer = server.connect()
+            peer.send_bytes(last)
+            sent = len(peer.transport.value())
+            stats = server.factory.stats
+            self.assertEqual((stats.messages_out, stats.bytes_out), (count, sent))
+            self.assertEqual((peer.connection.messages_out, peer.connection.bytes_out), (count, sent))
+
+    def test_types_however_they_follow_each_other(self) -> None:
+        server = self.server()
+        ping = {"type": "ping"}
+        self.peer(server).send(ping, ping, ping, echo("x"), echo("y"), ping)
+        details = server.factory.stats.details(server.clock.seconds())
+        self.assertEqual(details["messages_by_type"], {"ping": 4, "echo": 2})
+
     def test_rates(self) -> None:
         server = self.server()
         peer = self.peer(server)
@@ -1877,6 +2330,9 @@ class StatisticsTests(Case):
             peer.send(echo("x"), echo("y"))
             server.advance(1)
         self.assertEqual(server.factory.stats.rates(server.clock.seconds())["messages_in_per_second"], 2.0)
+        # They are those of the last minute.
+        server.advance(120)
+        self.assertEqual(server.factory.stats.rates(server.clock.seconds())["messages_in_per_second"], 0.0)
 
     def test_peak(self) -> None:
         server = self.server()
@@ -2251,6 +2707,16 @@ class FactoryTests(Case):
         one.send(cast("hello"))
         self.assertEqual(one.receive()[0]["recipients"], 0)
         self.assertEqual(two.receive(), [])
+
+    def test_no_delayed_call_stays(self) -> None:
+        """Not even for one that is lost between two of its turns."""
+        server = self.server()
+        peer = self.peer(server)
+        peer.connection.dataReceived(frame(b'{"type":"ping"}') * 1000)
+        self.assertTrue(peer.connection.paused)
+        server.stop()
+        peer.connection.connectionLost()
+        self.assertEqual(server.clock.getDelayedCalls(), [])
 
     def test_two_routers_with_one_type(self) -> None:
         routers = []

@@ -210,6 +210,7 @@ class ActivatedTests(ServiceCase):
         stopped = port.stopListening()
         self.loop.settle()
         self.successResultOf(stopped)
+        self.assertFalse(port.connected)
         with socket.socket(listening.family) as client:
             client.settimeout(5)
             client.connect(listening.getsockname())

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson import Limits, Message, Router
-from tcpjson.core.framing import frame
+from tcpjson.core.framing import FrameTooLong, frame
 from tcpjson.testing import START, MemoryServer, Peer
 from tcpjson.timestamps import format_timestamp
 
@@ -138,6 +138,45 @@ class PeerTests(Case):
         peer.send({"type": "echo", "content": 1, "id": 5})
         [payload] = peer.receive_payloads()
         self.assertTrue(payload.startswith(b'{"type":"echo_response"'))
+
+    def test_compression(self) -> None:
+        """What is compressed is read as what it is, from the `hello_response` on, in one go or in two."""
+        hello: dict[str, object] = {"type": "hello", "compression": ["zlib"]}
+        long: dict[str, object] = {"type": "echo", "content": "x" * 5000}
+        for messages in ([[hello, long, long]], [[hello], [long, long]]):
+            peer = self.peer()
+            received = []
+            for some in messages:
+                peer.send(*some)
+                self.assertLess(len(peer.transport.value()), 1000)
+                received += peer.receive()
+            self.assertEqual(
+                [message["type"] for message in received], ["hello_response"] + 2 * ["echo_response"]
+            )
+            self.assertEqual(
+                {message.get("content", long["content"]) for message in received}, {long["content"]}
+            )
+
+    def test_what_only_looks_like_an_agreement(self) -> None:
+        peer = self.server().connect()
+        peer.send({"type": "echo", "content": "hello_response"})
+        self.assertEqual([message["type"] for message in peer.receive()], ["welcome", "echo_response"])
+
+    def test_compression_that_was_not_agreed_on(self) -> None:
+        """A word in a message is no agreement."""
+        peer = self.peer(compress_over=None)
+        peer.send({"type": "hello", "compression": ["zlib"]})
+        self.assertIsNone(peer.receive()[0]["compression"])
+        peer.send({"type": "echo", "content": {"type": "hello_response", "compression": "zlib"}})
+        peer.receive()
+        peer.transport.write(b"\x80\0\0\1x")
+        self.assertRaises(FrameTooLong, peer.receive)
+
+    def test_what_is_over_what_is_compressed(self) -> None:
+        peer = self.peer(compress_over=200)
+        peer.send({"type": "hello", "compression": ["zlib"]}, {"type": "echo", "content": "x" * 300})
+        self.assertLess(len(peer.transport.value()), 400)
+        self.assertEqual(peer.receive()[1]["content"], "x" * 300)
 
     def test_more_than_a_turn(self) -> None:
         """What takes several turns of the reactor is done when `send` returns."""

@@ -69,6 +69,12 @@ def pem_of(*parts: Any) -> bytes:
     )
 
 
+def armoured(label: str, der: bytes) -> bytes:
+    """PEM of what may be nothing that can be read."""
+    text = base64.encodebytes(der).decode()
+    return f"-----BEGIN {label}-----\n{text}-----END {label}-----\n".encode()
+
+
 class Holder:
     """A key, and a certificate of it."""
 
@@ -564,7 +570,7 @@ class ClientCertificateTests(Case):
     def test_what_is_said_of_a_handshake_that_failed(self) -> None:
         error = SSL.Error([("SSL routines", "", "http request")])
         self.assertEqual(handshake_error(error), "http_request")
-        for other in (SSL.Error(), SSL.ZeroReturnError(), ValueError("x"), None):
+        for other in (SSL.Error(), SSL.Error([]), SSL.ZeroReturnError(), ValueError("x"), None):
             self.assertEqual(handshake_error(other), "")
 
     def test_behind_a_proxy(self) -> None:
@@ -693,6 +699,11 @@ class FileTests(Case):
         odd = x509.load_der_x509_certificate(
             SERVER.certificate.public_bytes(Encoding.DER).replace(CURVE, ODD_CURVE)
         )
+        private = SERVER.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        odd_key = armoured("PRIVATE KEY", private.replace(CURVE, ODD_CURVE))
+        der = SERVER.certificate.public_bytes(Encoding.DER)
+        version = armoured("CERTIFICATE", der.replace(b"\xa0\x03\2\1\2", b"\xa0\x03\2\1\5"))
+        names = armoured("CERTIFICATE", der.replace(b"\x82\x09localhost", b"\x82\x0alocalhost"))
         for wrong, line in (
             (f"privateKey={key}x:certKey={certificate}", "kx: No such file or directory"),
             (f"privateKey={key}:certKey={certificate}x", "cx: No such file or directory"),
@@ -717,6 +728,9 @@ class FileTests(Case):
             (f"privateKey={key}:certKey={certificate}:dhParameters={key}", "k: passed a null parameter"),
             (f"privateKey={self.write('g', exchange.pem)}", "g: unknown certificate type"),
             (f"privateKey={key}:certKey={self.write('h', odd)}", "h: a broken certificate"),
+            (f"privateKey={self.write('i', odd_key)}:certKey={certificate}", "i: a broken private key"),
+            (f"privateKey={key}:certKey={self.write('j', version)}", "j: a broken certificate"),
+            (f"privateKey={key}:certKey={self.write('l', names)}", "l: a broken certificate"),
             (
                 f"privateKey={key}:certKey={certificate}:sslmethod=TLSv1_1_METHOD",
                 "sslmethod=TLSv1_1_METHOD is no method of TLS 1.2 or higher",

@@ -93,6 +93,9 @@ class NumberTests(SynchronousTestCase):
             " [ 1.5 , -1 ,\n%s\t] ",
             "[1e5,0.1234567890123456789012345,%s]",
             '["e-",%s,"é"]',
+            # A letter e before the number, of no exponent.
+            "[true,%s]",
+            "[false,1,%s]",
         ):
             for number, fits in NUMBERS:
                 text = around % number

@@ -16,8 +16,13 @@ asks for authentication, takes these tokens by the mechanism "token", in the cle
 its name, and offers no other mechanism. Without ``tokens`` it asks for none. With them, the second client
 authenticates by any of the tokens, and reads its ``auth_result``, before the sender connects; the sender
 authenticates where ``send`` does, and only there. After failed logins an ``auth_result`` may come 2 s late;
-the vectors with such logins stand last. Every server has heartbeats: ``heartbeat`` in ``welcome`` is not
-null.
+the vectors with such logins stand last. Every server has heartbeats and compression: ``heartbeat`` in
+``welcome`` is not null, and ``compression`` has "zlib".
+
+Where ``section`` is 7, the first of several pieces leads to a ``hello_response``: the others are written when
+that has come. Behind one whose ``compression`` is "zlib", and nowhere else, a length from the server may have
+bit 31; the payload is then what ``expect`` speaks of when it is inflated, as strictly as section 7 says. Whether
+a server compresses is not asked. The second client says no hello.
 
 A piece is a hex string: the bytes of the wire, lengths included. Or an object: ``{"hex": H, "times": N}``, H
 repeated N times; ``{"hex": H, "fill": K}``, the one byte H repeated ``max_length`` - K times;
