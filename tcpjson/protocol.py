@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 BATCH = 128
 _TURN = 512
 _TURN_SECONDS = 0.0005
-# Seconds in which frames of a peer that is gone are handled, if they may be compressed.
-_LAST_SECONDS = 0.01
 
 
 class Hold(IntFlag):
@@ -104,8 +102,11 @@ class TCPJSONProtocol(Int32StringReceiver):
         elif not self._holds & _ENDING:
             self._reader.feed(data)
 
-    def _work(self) -> None:
-        """Handle frames until none is complete, something holds them, or the turn is over."""
+    def _work(self, inflating: bool = False) -> int:
+        """
+        Handle frames until none is complete, something holds them, or the turn is over; returns how many.
+        `inflating`: compressed ones too; as little can make them long to do, they wait for a turn.
+        """
         handled = 0
         until: float | None = None
         reader = self._reader
@@ -113,7 +114,7 @@ class TCPJSONProtocol(Int32StringReceiver):
         try:
             while reader.ready and not self._holds:
                 try:
-                    payloads = reader.take(self.batch, self.MAX_LENGTH)
+                    payloads = reader.take(self.batch, self.MAX_LENGTH, inflating)
                 except FrameTooLong as error:
                     reader.clear()
                     self.lengthLimitExceeded(error.length)
@@ -122,17 +123,17 @@ class TCPJSONProtocol(Int32StringReceiver):
                     reader.clear()
                     self.frameRefused(error)
                     break
-                if not payloads:
-                    break
-                done = self.framesReceived(payloads)
-                if done < len(payloads) and not self._holds & _ENDING:
-                    reader.untake(payloads[done:])
-                handled += done
+                if payloads:
+                    done = self.framesReceived(payloads)
+                    if done < len(payloads) and not self._holds & _ENDING:
+                        reader.untake(payloads[done:])
+                    handled += done
                 if self._reader.ready and not self._holds:
                     # Few reads have more than a batch: only these look at the clock.
                     now = self._clock.seconds()
                     until = until or now + _TURN_SECONDS
-                    # A batch that was cut short was long when inflated, or what is behind it is refused.
+                    # A batch was cut short by its length, or by what is behind it: a compressed frame, or one
+                    # that is refused.
                     cut = reader.inflate is not None and len(payloads) < self.batch
                     if handled >= _TURN or now > until or cut:
                         self.hold(Hold.TURN)
@@ -144,6 +145,7 @@ class TCPJSONProtocol(Int32StringReceiver):
         if self._holds or reader.begun or self._begun:
             self._begun = reader.begun
             self.turnEnded(handled)
+        return handled
 
     def framesReceived(self, payloads: list[bytes]) -> int:
         """Handle payloads in order; returns how many were, fewer when something holds the rest."""
@@ -196,18 +198,19 @@ class TCPJSONProtocol(Int32StringReceiver):
         """Handle frames again, at once, if nothing else holds them."""
         if self._holds & reason:
             self._holds &= ~int(reason)
-            self._resume()
+            self._resume(reason)
 
     def _release(self) -> None:
         self._release_call = None
-        self._holds &= ~self._releasing
+        released = self._releasing
+        self._holds &= ~released
         self._releasing = 0
-        self._resume()
+        self._resume(released)
 
-    def _resume(self) -> None:
+    def _resume(self, released: int) -> None:
         if not (self._holds or self._working):
             self.transport.resumeProducing()
-            self._work()
+            self._work(bool(released & Hold.TURN))
 
     def pauseProducing(self) -> None:
         """Handle no frames, and read nothing, until `resumeProducing`."""
@@ -303,15 +306,11 @@ class TCPJSONProtocol(Int32StringReceiver):
         # There is nothing to shut down any more, should one of these frames end the connection.
         self._shut = True
         # One that sends and goes has sent all the same: only we had not come to it yet.
-        # What is small while compressed may be long to do.
-        until = self._clock.seconds() + _LAST_SECONDS
-        while (
-            self._reader.ready
-            and not self._holds & ~_IN_TIME
-            and (self._reader.inflate is None or self._clock.seconds() < until)
-        ):
+        while self._reader.ready and not self._holds & ~_IN_TIME:
             self._holds = 0
-            self._work()
+            if not self._work():
+                # What is compressed would have its turn, and there are no more.
+                break
         self._holds = _ENDING
         self._reader.clear()
         for call in (self._abort_call, self._release_call):

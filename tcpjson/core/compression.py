@@ -28,7 +28,7 @@ class BrokenStream(BadFrame):
     text = "the compressed payload is broken"
 
 
-def inflate(data: bytes | bytearray, max_length: int) -> bytes:
+def inflate(data: bytes, max_length: int) -> bytes:
     """
     The payload that was compressed to `data`, at most `max_length` bytes. One that is longer is refused
     within the memory of `max_length` and 128 KiB.

@@ -19,6 +19,10 @@ PREFIX_LENGTH = _LENGTH.size
 COMPRESSED = 1 << 31
 
 
+#: Gives what was compressed to some bytes, of at most so many.
+Inflate = Callable[[bytes, int], bytes]
+
+
 class FrameTooLong(Exception):
     """A frame announces more than is taken: `length` bytes of payload."""
 
@@ -78,8 +82,8 @@ class FrameReader:
         self.begun = False
         #: Whether `take` may have something to give.
         self.ready = False
-        #: Gives what was compressed to some bytes, at most so many; None while no frame may be compressed.
-        self.inflate: Callable[[bytes | bytearray, int], bytes] | None = None
+        #: None while no frame may be compressed.
+        self.inflate: Inflate | None = None
 
     def feed(self, data: bytes) -> None:
         """Add what was received."""
@@ -94,10 +98,11 @@ class FrameReader:
             self._position = 0
         self._data += data
 
-    def take(self, count: int, max_length: int) -> list[bytes]:
+    def take(self, count: int, max_length: int, inflating: bool = True) -> list[bytes]:
         """
-        The next payloads, at most `count`; an empty list when no frame is complete. They are fewer when more
-        than 64 KiB of them were compressed.
+        The next payloads, at most `count`; an empty list when no frame is complete. Where frames may be
+        compressed, they are fewer when they come to more than 64 KiB, and end before the first compressed one
+        if that is not to be inflated now.
 
         Raises:
             FrameTooLong: the next frame announces more than `max_length` bytes. Feed no more.
@@ -110,9 +115,10 @@ class FrameReader:
         if size - position < self._needed:
             self.ready = False
             return payloads
+        if self.inflate is not None:
+            return self._take_mixed(count, max_length, self.inflate if inflating else None)
         needed = PREFIX_LENGTH
         append = payloads.append
-        inflated = 0
         for _ in range(count):
             start = position + 4
             if start > size:
@@ -120,30 +126,9 @@ class FrameReader:
                 break
             (length,) = _unpack_from(data, position)
             if length > max_length:
-                inflate = self.inflate if length >= COMPRESSED else None
-                if inflate is not None:
-                    length ^= COMPRESSED
-                if inflate is None or length > max_length:
-                    if payloads:
-                        break
-                    raise FrameTooLong(length)
-                end = start + length
-                if end > size:
-                    needed += length
-                    self.ready = False
+                if payloads:
                     break
-                try:
-                    payload = inflate(data[start:end], max_length)
-                except ProtocolError:
-                    if payloads:
-                        break
-                    raise
-                append(payload)
-                position = end
-                inflated += len(payload)
-                if inflated > HIGH_WATER:
-                    break
-                continue
+                raise FrameTooLong(length)
             end = start + length
             if end > size:
                 needed += length
@@ -160,6 +145,46 @@ class FrameReader:
             self._position = position
         if type(data) is bytearray:
             return [bytes(payload) for payload in payloads]
+        return payloads
+
+    def _take_mixed(self, count: int, max_length: int, inflate: Inflate | None) -> list[bytes]:
+        """`take`, where frames may be compressed; it has looked whether there is any."""
+        data = self._data
+        size = len(data)
+        payloads: list[bytes] = []
+        total = 0
+        self._needed = PREFIX_LENGTH
+        # What is put back is plain: it counts, too, or more would be inflated at each look.
+        while len(payloads) < count and total <= HIGH_WATER:
+            start = self._position + PREFIX_LENGTH
+            if start > size:
+                self.ready = False
+                break
+            (length,) = _unpack_from(data, self._position)
+            compressed = length >= COMPRESSED
+            length &= ~COMPRESSED
+            end = start + length
+            if compressed and inflate is None:
+                break
+            try:
+                if length > max_length:
+                    raise FrameTooLong(length)
+                if end > size:
+                    self._needed += length
+                    self.ready = False
+                    break
+                payload = bytes(data[start:end])
+                if compressed and inflate is not None:
+                    payload = inflate(payload, max_length)
+            except (FrameTooLong, ProtocolError):
+                if payloads:
+                    break
+                raise
+            payloads.append(payload)
+            total += len(payload)
+            self._position = end
+        if self._position == size:
+            self.clear()
         return payloads
 
     def untake(self, payloads: list[bytes]) -> None:

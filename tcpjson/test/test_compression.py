@@ -84,11 +84,6 @@ class RoundTripTests(SynchronousTestCase):
                         self.assertEqual(inflate(data, length), payload)
                         self.assertRaises(TooLarge, inflate, data, length - 1)
 
-    def test_from_a_bytearray(self) -> None:
-        found = inflate(bytearray(deflate(b"{}")), 2)
-        self.assertEqual(found, b"{}")
-        self.assertIs(type(found), bytes)
-
     def test_it_is_shorter(self) -> None:
         """Level and window are chosen for speed, and save the most of it all the same."""
         for size in (2 * KIB, 16 * KIB, 16 * KIB + 1, 200 * KIB):
@@ -181,7 +176,7 @@ class BrokenTests(SynchronousTestCase):
         data = bytearray(deflate(payload))
         data[place % len(data)] ^= change
         try:
-            found = inflate(data, 4 * len(payload))
+            found = inflate(bytes(data), 4 * len(payload))
         except (BrokenStream, TooLarge):
             return
         # A few bits of the header mean nothing to who inflates.

@@ -554,10 +554,27 @@ class CompressedTests(SynchronousTestCase):
         reader.feed(packed(bytes(2**20)) * 2 + packed(b"x"))
         self.assertEqual([len(reader.take(100, 2**20)) for _ in range(3)], [1, 1, 1])
 
-    def test_only_what_was_compressed_counts(self) -> None:
-        """The others were that long when they came."""
-        reader = self.reader(frame(bytes(HIGH_WATER)) * 5 + packed(bytes(HIGH_WATER)) + frame(b"last"))
-        self.assertEqual(len(reader.take(100, 2**20)), 7)
+    def test_what_is_put_back_counts(self) -> None:
+        """However little is taken at a time, no more than one long payload is inflated beside it."""
+        reader = self.reader(frame(b"1") * 50 + packed(bytes(2**20)) * 5)
+        for _ in range(50):
+            payloads = reader.take(100, 2**20)
+            reader.untake(payloads[1:])
+            self.assertLess(len(reader._data), 2 * 2**20)
+        self.assertEqual([len(reader.take(100, 2**20)) for _ in range(5)], [1] * 5)
+        self.assertFalse(reader.begun)
+
+    def test_not_now(self) -> None:
+        """What stands before the first compressed one is taken; whether that is whole is seen later."""
+        for rest in (packed(b"2"), packed(b"2")[:-1]):
+            reader = self.reader(frame(b"1") * 2 + rest)
+            self.assertEqual(reader.take(9, LIMIT, False), [b"1"] * 2)
+            self.assertEqual((reader.take(9, LIMIT, False), reader.ready), ([], True))
+        self.assertEqual((reader.take(9, LIMIT), reader.ready), ([], False))
+        reader.feed(packed(b"2")[-1:])
+        self.assertEqual((reader.take(9, LIMIT, False), reader.ready), ([], True))
+        self.assertEqual(reader.take(9, LIMIT), [b"2"])
+        self.assertFalse(reader.begun)
 
     def test_the_length_of_the_frame_that_waits(self) -> None:
         """That of its bytes on the wire; the bit is no part of it."""

@@ -645,6 +645,8 @@ class Model(RuleBasedStateMachine):
         assert connection.reason in client.reasons, f"{connection.reason}, not {client.reasons}"
         own = [call for call in self.server.clock.calls if getattr(call.func, "__self__", None) is connection]
         assert not own, f"{own} are left"
+        slow = [number for number in self.waiting if self.slow[number][0] is client]
+        assert not slow, f"{slow} are not cancelled"
 
     # How it happens.
 
@@ -748,7 +750,7 @@ class Model(RuleBasedStateMachine):
                 client.farewell = True
                 self.errors["going_away"] += 1
             elif message["type"] == "ping":
-                assert client.beats and self.now - client.sent_at >= HEARTBEAT, "a ping that nobody needs"
+                assert client.beats and self.silence(client) >= HEARTBEAT, "a ping that nobody needs"
             elif "id" in message:
                 self.count_error(message)
                 assert message["id"] not in client.named, f"{message} once more"
@@ -801,12 +803,18 @@ class Model(RuleBasedStateMachine):
             if complete:
                 assert came == due, f"{due[len(came) :]} is missing"
 
+    def silence(self, client: Client) -> float:
+        """
+        The longest that a client sent nothing, in seconds. One that does not read may have sent more before
+        it hears what that led to.
+        """
+        return max(client.silent, self.now - client.sent_at)
+
     def causes(self, client: Client) -> dict[str, bool]:
         """The codes that may end the connection of a client, and whether they may now."""
         ends = [0, *(end for end, *_ in client.requests)]
         begun = client.delivered not in ends
-        # One that does not read may have sent more before it heard that it was silent for too long.
-        silent = max(client.silent, self.now - client.sent_at)
+        silent = self.silence(client)
         return {
             "too_large": client.doomed == "too_large",
             "bad_frame": client.doomed == "bad_frame",
@@ -900,10 +908,10 @@ class Model(RuleBasedStateMachine):
     def check_ends(self) -> None:
         """All go, and the statistics tell how."""
         if self.drained is not None:
-            self.server.advance(max(0.0, self.drained_at + GRACE + CLOSE_TIMEOUT - self.now))
+            self.server.advance(max(0.0, self.drained_at + GRACE + CLOSE_TIMEOUT + 0.1 - self.now))
         else:
             # An end is one in two seconds at the latest.
-            self.server.advance(CLOSE_TIMEOUT)
+            self.server.advance(CLOSE_TIMEOUT + 0.1)
         for client in self.all:
             if not client.gone:
                 closed = client.peer.closed

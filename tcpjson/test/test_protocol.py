@@ -234,6 +234,9 @@ class CompressedTests(MemoryCase):
             size = data.draw(st.integers(1, len(wire)))
             protocol.dataReceived(wire[:size])
             wire = wire[size:]
+            if data.draw(st.booleans()):
+                self.clock.advance(0)
+        self.clock.advance(0)
         self.assertEqual(protocol.strings, [payload for payload, _ in frames])
         for string in protocol.strings:
             self.assertIs(type(string), bytes)
@@ -244,10 +247,11 @@ class CompressedTests(MemoryCase):
         order: list[bytes] = []
         self.protocol.act = other.act = lambda string: order.append(string[:1])
         self.protocol.dataReceived((packed(b"a" * HIGH_WATER) + packed(b"b")) * 3)
+        run_due(self.clock)
         self.assertEqual(order, [b"a", b"b"])
         self.assertTrue(self.protocol.paused)
         self.assertEqual(self.protocol.transport.producerState, "paused")
-        other.dataReceived(packed(b"o"))
+        other.dataReceived(frame(b"o"))
         run_due(self.clock)
         self.assertEqual(order, [b"a", b"b", b"o", b"a", b"b"])
         run_due(self.clock)
@@ -255,14 +259,44 @@ class CompressedTests(MemoryCase):
         self.assertFalse(self.protocol.paused)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_short_ones_are_no_turn(self) -> None:
+    def test_they_wait_for_a_turn(self) -> None:
+        """What stands before the first is handled at once."""
+        self.protocol.dataReceived(frame(b"1") + frame(b"2") + packed(b"3") + frame(b"4"))
+        self.assertEqual(self.protocol.strings, [b"1", b"2"])
+        self.assertTrue(self.protocol.paused)
+        run_due(self.clock)
+        self.assertEqual(self.protocol.strings, [b"1", b"2", b"3", b"4"])
+        self.assertFalse(self.protocol.paused)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_no_other_release_is_a_turn(self) -> None:
+        for hold in (Hold.PAUSED, Hold.RATE):
+            protocol = self.connect()
+            protocol.hold(hold)
+            protocol.dataReceived(packed(b"1"))
+            protocol.release_now(hold)
+            self.assertEqual(protocol.strings, [])
+            run_due(self.clock)
+            self.assertEqual(protocol.strings, [b"1"])
+        protocol = self.connect()
+        protocol.hold(Hold.ANSWERS)
+        protocol.dataReceived(packed(b"1"))
+        protocol.release(Hold.ANSWERS)
+        run_due(self.clock)
+        self.assertEqual(protocol.strings, [])
+        run_due(self.clock)
+        self.assertEqual(protocol.strings, [b"1"])
+
+    def test_short_ones_are_one_turn(self) -> None:
         self.protocol.dataReceived(packed(b"x") * 500)
+        run_due(self.clock)
         self.assertEqual(len(self.protocol.strings), 500)
         self.assertFalse(self.protocol.paused)
 
-    def test_a_long_one_alone_is_no_turn(self) -> None:
+    def test_a_long_one_alone_is_one_turn(self) -> None:
         """Nothing is left for another."""
         self.protocol.dataReceived(packed(bytes(HIGH_WATER + 1)))
+        run_due(self.clock)
         self.assertEqual(len(self.protocol.strings), 1)
         self.assertFalse(self.protocol.paused)
 
@@ -270,12 +304,14 @@ class CompressedTests(MemoryCase):
         """A batch of one is whole."""
         self.protocol.batch = 1
         self.protocol.dataReceived(packed(b"x") * 300)
+        run_due(self.clock)
         self.assertEqual(len(self.protocol.strings), 300)
 
     def test_put_back(self) -> None:
         """What was inflated and not handled is handled later, as what it is."""
         self.protocol.act = lambda string: self.protocol.hold(Hold.ANSWERS)
         self.protocol.dataReceived(b"".join(packed(b"%d" % number) for number in range(4)))
+        run_due(self.clock)
         for number in range(4):
             self.assertEqual(len(self.protocol.strings), number + 1)
             self.protocol.release_now(Hold.ANSWERS)
@@ -319,34 +355,12 @@ class CompressedTests(MemoryCase):
         self.assertTrue(self.protocol.transport.disconnecting)
 
     def test_the_connection_is_lost_between_turns(self) -> None:
-        """One that sends and goes has sent all the same."""
-        self.protocol.dataReceived(packed(bytes(HIGH_WATER + 1)) * 4)
-        self.assertEqual(len(self.protocol.strings), 1)
+        """What is compressed would have its turn, and nobody waits for it any more."""
+        self.protocol.dataReceived(frame(b"1") * 200 + packed(b"2") + frame(b"3"))
         self.protocol.connectionLost()
-        self.assertEqual(len(self.protocol.strings), 4)
+        self.assertEqual(self.protocol.strings, [b"1"] * 200)
+        self.assertFalse(self.protocol._reader.begun)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_what_a_peer_left_behind_is_bounded_in_time(self) -> None:
-        """What it sent compressed: a read of it may be long to do. The rest is dropped."""
-        clock = BusyClock()
-        for wire, most in ((packed(bytes(HIGH_WATER + 1)), 10), (packed(b"x"), 600)):
-            protocol = Recorder(clock)
-            protocol.makeConnection(StringTransport())
-            protocol._reader.inflate = inflate
-            protocol.dataReceived(wire * 1000)
-            first = len(protocol.strings)
-            protocol.connectionLost()
-            self.assertTrue(first < len(protocol.strings) < first + most, len(protocol.strings))
-            self.assertFalse(protocol._reader.begun)
-
-    def test_what_was_not_compressed_is_not(self) -> None:
-        """It is as long as it was when it came."""
-        clock = BusyClock()
-        protocol = Recorder(clock)
-        protocol.makeConnection(StringTransport())
-        protocol.dataReceived(frame(b"x") * 5000)
-        protocol.connectionLost()
-        self.assertEqual(len(protocol.strings), 5000)
 
 
 class BusyClock(Clock):

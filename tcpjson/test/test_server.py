@@ -1971,9 +1971,27 @@ class CompressionTests(Case):
         gc.disable()
         self.addCleanup(gc.enable)
         for peer in peers:
-            peer.connection.dataReceived(frame(deflate(b"x" * 2_000_000), True))
+            peer.send_bytes(frame(deflate(b"x" * 2_000_000), True))
         self.assertEqual(server.factory.stats.errors, {"bad_frame": 1, "too_large": 6})
         self.assertEqual(gc.collect(), 0)
+
+    def test_many_at_once_take_turns(self) -> None:
+        """However many send one, and however long it is to do: others come between."""
+        server = self.server()
+
+        def act(session: Any, message: Do) -> None:
+            server.clock.rightNow += 0.01
+
+        self.act = act
+        peers = [self.compressing(server) for _ in range(5)]
+        for peer in peers:
+            peer.connection.dataReceived(packed(do()))
+        handled = []
+        while server.clock.getDelayedCalls()[0].getTime() <= server.clock.seconds():
+            before = server.factory.stats.messages_in
+            run_due(server.clock)
+            handled.append(server.factory.stats.messages_in - before)
+        self.assertEqual(handled[:5], [1] * 5)
 
     def test_rates_count_what_was_inflated(self) -> None:
         """A client that compresses sends at no other rate than one that does not."""

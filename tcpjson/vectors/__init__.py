@@ -19,10 +19,10 @@ authenticates where ``send`` does, and only there. After failed logins an ``auth
 the vectors with such logins stand last. Every server has heartbeats and compression: ``heartbeat`` in
 ``welcome`` is not null, and ``compression`` has "zlib".
 
-Where ``section`` is 7, the first of several pieces leads to a ``hello_response``: the others are written when
-that has come. Behind one whose ``compression`` is "zlib", and nowhere else, a length from the server may have
-bit 31; the payload is then what ``expect`` speaks of when it is inflated, as strictly as section 7 says. Whether
-a server compresses is not asked. The second client says no hello.
+Where ``section`` is 7, the first of several pieces leads to a ``hello_response``: the others are written
+when that has come. Behind one whose ``compression`` is "zlib", and nowhere else, a length from the server
+may have bit 31; the payload is then what ``expect`` speaks of when it is inflated, as strictly as section 7
+says. Whether a server compresses is not asked. The second client says no hello.
 
 A piece is a hex string: the bytes of the wire, lengths included. Or an object: ``{"hex": H, "times": N}``, H
 repeated N times; ``{"hex": H, "fill": K}``, the one byte H repeated ``max_length`` - K times;
