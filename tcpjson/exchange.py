@@ -32,6 +32,7 @@ from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
 from tcpjson.handlers import Recipients
 from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
+from tcpjson.turns import LONG
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -136,7 +137,18 @@ class Exchange(TCPJSONProtocol):
         size = len(data)
         self.bytes_in += size
         self.factory.stats.bytes_in += size
+        if size >= LONG:
+            self.arriving(size)
         _receive(self, data)
+
+    def arriving(self, size: int) -> None:
+        """
+        A read of `size` bytes has come: where others sent much in this turn of the reactor, it waits for
+        another. Over TLS it comes in pieces, whose sizes do not tell.
+        """
+        if size >= LONG and not (self._holds or self._working or self.factory.turns.claim(size)):
+            self.hold(Hold.TURN)
+            self.turnOver()
 
     def stringReceived(self, string: bytes) -> None:
         """Handle one payload."""
@@ -284,7 +296,14 @@ class Exchange(TCPJSONProtocol):
 
     def go_on(self) -> None:
         """Its next turn has come."""
-        self.release_now(Hold.TURN)
+        self._continue(Hold.TURN)
+
+    def _continue(self, reason: Hold) -> None:
+        """Handle frames again, unless there is nobody to answer to any more."""
+        if self._outbox.find_loss():
+            self.transport.abortConnection()
+        else:
+            self.release_now(reason)
 
     def frameRefused(self, error: ProtocolError) -> None:
         self.fail(error)
@@ -332,7 +351,7 @@ class Exchange(TCPJSONProtocol):
 
     def _throttled(self) -> None:
         self._throttle_call = None
-        self.release_now(Hold.RATE)
+        self._continue(Hold.RATE)
 
     def _lift_rate(self) -> None:
         """Handle what was received at once."""

@@ -299,6 +299,15 @@ class Outbox:
             self._descriptor.stopWriting()
         self._owner.outboxDrained()
 
+    def find_loss(self) -> bool:
+        """
+        Whether the connection is lost. The system tells nobody who neither reads nor has anything to send.
+        """
+        descriptor: Any = self._descriptor
+        if descriptor is not None and descriptor.connected and not self.lost:
+            self.lost = descriptor.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+        return self.lost
+
     def progress(self) -> tuple[int, int, int]:
         """A value that changes whenever the peer takes something."""
         descriptor = self._descriptor

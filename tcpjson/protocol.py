@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import Int32StringReceiver, StringTooLongError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 BATCH = 128
 _TURN = 512
 _TURN_SECONDS = 0.0005
+# Seconds in which compressed frames are handled that a peer sent before it closed the connection.
+_LAST_SECONDS = 0.01
 
 
 class Hold(IntFlag):
@@ -101,6 +104,8 @@ class TCPJSONProtocol(Int32StringReceiver):
             self._work()
         elif not self._holds & _ENDING:
             self._reader.feed(data)
+            if self._holds:
+                self.transport.pauseProducing()
 
     def _work(self, inflating: bool = False) -> int:
         """
@@ -306,10 +311,11 @@ class TCPJSONProtocol(Int32StringReceiver):
         # There is nothing to shut down any more, should one of these frames end the connection.
         self._shut = True
         # One that sends and goes has sent all the same: only we had not come to it yet.
+        # What is compressed can be long to do: of one that ended in order, some is done.
+        until = self._clock.seconds() + (_LAST_SECONDS if reason.check(ConnectionDone) else 0)
         while self._reader.ready and not self._holds & ~_IN_TIME:
             self._holds = 0
-            if not self._work():
-                # What is compressed would have its turn, and there are no more.
+            if not self._work(self._clock.seconds() < until):
                 break
         self._holds = _ENDING
         self._reader.clear()

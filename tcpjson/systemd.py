@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, MutableMapping
@@ -23,12 +24,14 @@ log = Logger()
 
 # Seconds beyond the grace period that the end may take.
 _SLACK = 5
+# Seconds that systemd may take to make room for a message: it would wait for a lost READY=1 for ever.
+_PATIENCE = 1.0
 
 
 class Notifier:
     """
     Tells systemd how the service does, as sd_notify(3) says; nobody, where it did not say where to. Nothing
-    is waited for, and nothing raised: what cannot be told is a line in the log.
+    is raised, and no more than a second waited for: what cannot be told is a line in the log.
 
     Args:
         environ: of the process. What is in it for a notifier is taken out: a child must not tell in our name.
@@ -45,7 +48,9 @@ class Notifier:
     ) -> None:
         name = environ.pop("NOTIFY_SOCKET", "")
         microseconds = environ.pop("WATCHDOG_USEC", "")
-        watched = environ.pop("WATCHDOG_PID", str(pid)) == str(pid) and microseconds.isdecimal()
+        watched = environ.pop("WATCHDOG_PID", str(pid)) == str(pid) and re.fullmatch(
+            r"\d{1,18}", microseconds
+        )
         # A name that is no file begins with a NUL byte.
         self._address = f"\0{name[1:]}" if name.startswith("@") else name
         #: Seconds from one `alive` to the next; None where nobody waits for any.
@@ -68,14 +73,15 @@ class Notifier:
 
     def alive(self) -> None:
         """The reactor turns."""
-        self._tell("WATCHDOG=1")
+        # What cannot be told now is told soon.
+        self._tell("WATCHDOG=1", patience=0)
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str, patience: float = _PATIENCE) -> None:
         if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                sender.setblocking(False)
+                sender.settimeout(patience)
                 sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
         except OSError as error:
             if not self._failed:

@@ -41,6 +41,8 @@ class BoundedTLS(BufferingTLSTransport):
         super().makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
+        if (arriving := getattr(self.wrappedProtocol, "arriving", None)) is not None:
+            arriving(len(data))
         super().dataReceived(data)
         # What our connections count; nothing is known of other protocols.
         content: int | None = getattr(self.wrappedProtocol, "bytes_in", None)

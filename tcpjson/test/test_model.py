@@ -455,7 +455,21 @@ class Model(RuleBasedStateMachine):
         if client.served:
             self.begins(client)
         self.all.append(client)
+        # As transports do it: whoever is aborted is gone in the next turn of the reactor.
+        transport = client.peer.transport
+        abort = transport.abortConnection
+
+        def aborted() -> None:
+            abort()
+            self.server.clock.callLater(0, self.lose, client)
+
+        transport.abortConnection = aborted  # type: ignore[method-assign]  # to be told when
         return client
+
+    def lose(self, client: Client) -> None:
+        """The connection of a client was aborted."""
+        if not client.gone:
+            self.go(client)
 
     def begins(self, client: Client) -> None:
         """The server serves a client from now on."""
@@ -582,6 +596,7 @@ class Model(RuleBasedStateMachine):
         """The shutdown loses its patience."""
         if not spared:
             self.server.factory.abort()
+            self.server.settle()
 
     @rule(client=clients)
     def stop_reading(self, client: Client) -> None:
@@ -596,9 +611,6 @@ class Model(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.3, 3, 8, 20, 40]))
     def pass_time(self, seconds: float) -> None:
         self.server.advance(seconds)
-        for client in self.all:
-            if client.stopped_at is not None and self.now - client.stopped_at >= WRITE_TIMEOUT:
-                client.was_stuck = True
 
     @rule(data=st.data(), outcome=st.sampled_from(OUTCOMES))
     def complete(self, data: st.DataObject, outcome: str) -> None:
@@ -619,9 +631,6 @@ class Model(RuleBasedStateMachine):
             self.exact = False
         if client.error is not None:
             client.reasons = {client.error}
-            if client.leaving and client.peer.aborted:
-                # In memory, one that was aborted hears of what came later, too.
-                client.reasons.add("going_away")
         elif client.peer.closed:
             client.reasons = (
                 ({"client_closed"} if client.ended else set())
@@ -724,13 +733,14 @@ class Model(RuleBasedStateMachine):
         self.waiting.pop(number, None)
         _, began = self.sessions[number]
         client, expected = self.slow[number]
-        if self.now - began >= HANDLER_TIMEOUT:
+        if self.now - began >= HANDLER_TIMEOUT - 0.01:
             expected.kind = "timeout"
         else:
             assert client.peer.connection._holds & 128, "cancelled before its time"
 
     def read_on(self, client: Client) -> None:
         if client.stopped_at is not None and not client.gone:
+            self.stuck(client)
             client.stopped_at = None
             client.peer.start_reading()
 
@@ -750,7 +760,7 @@ class Model(RuleBasedStateMachine):
                 client.farewell = True
                 self.errors["going_away"] += 1
             elif message["type"] == "ping":
-                assert client.beats and self.silence(client) >= HEARTBEAT, "a ping that nobody needs"
+                assert client.beats and self.silence(client) >= HEARTBEAT - 0.01, "a ping that nobody needs"
             elif "id" in message:
                 self.count_error(message)
                 assert message["id"] not in client.named, f"{message} once more"
@@ -810,6 +820,12 @@ class Model(RuleBasedStateMachine):
         """
         return max(client.silent, self.now - client.sent_at)
 
+    def stuck(self, client: Client) -> bool:
+        """Whether a client has taken nothing for so long that it may be cut for that."""
+        if client.stopped_at is not None and self.now - client.stopped_at >= WRITE_TIMEOUT - 0.01:
+            client.was_stuck = True
+        return client.was_stuck
+
     def causes(self, client: Client) -> dict[str, bool]:
         """The codes that may end the connection of a client, and whether they may now."""
         ends = [0, *(end for end, *_ in client.requests)]
@@ -818,11 +834,11 @@ class Model(RuleBasedStateMachine):
         return {
             "too_large": client.doomed == "too_large",
             "bad_frame": client.doomed == "bad_frame",
-            "idle_timeout": self.limits and silent >= IDLE_TIMEOUT,
-            "slow_consumer": client.was_stuck,
+            "idle_timeout": self.limits and silent >= IDLE_TIMEOUT - 0.01,
+            "slow_consumer": self.stuck(client),
             "auth_failed": client.failures == MAX_FAILURES,
-            "auth_timeout": not client.joined and self.now - client.came_at >= AUTH_TIMEOUT,
-            "heartbeat_timeout": client.beats and silent >= HEARTBEAT + ANSWER_TIME,
+            "auth_timeout": not client.joined and self.now - client.came_at >= AUTH_TIMEOUT - 0.01,
+            "heartbeat_timeout": client.beats and silent >= HEARTBEAT + ANSWER_TIME - 0.01,
             "frame_timeout": begun and self.now - client.begun_at >= FRAME_TIMEOUT - 0.01,
         }
 
@@ -838,10 +854,6 @@ class Model(RuleBasedStateMachine):
             if client.gone:
                 continue
             self.receive(client)
-            if client.peer.aborted:
-                # A transport tells at once.
-                self.go(client)
-                continue
             self.check_answers(client, complete=False)
             self.check_relays(client, complete=False)
             self.check_end(client)
@@ -907,6 +919,7 @@ class Model(RuleBasedStateMachine):
 
     def check_ends(self) -> None:
         """All go, and the statistics tell how."""
+        closed = [client for client in self.all if client.peer.closed and not client.gone]
         if self.drained is not None:
             self.server.advance(max(0.0, self.drained_at + GRACE + CLOSE_TIMEOUT + 0.1 - self.now))
         else:
@@ -914,9 +927,8 @@ class Model(RuleBasedStateMachine):
             self.server.advance(CLOSE_TIMEOUT + 0.1)
         for client in self.all:
             if not client.gone:
-                closed = client.peer.closed
-                assert client.peer.aborted or not closed, "closed, and not aborted in time"
-                assert closed or self.drained is None, "the shutdown does not close"
+                assert client.peer.aborted or client not in closed, "closed, and not aborted in time"
+                assert client.peer.aborted or self.drained is None, "the shutdown does not close"
                 self.go(client)
         factory = self.server.factory
         came = Counter(connection.reason for connection in (client.peer.connection for client in self.all))

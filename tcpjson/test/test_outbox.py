@@ -273,6 +273,19 @@ class SocketTests(OutboxCase):
         rig.loop.turn()
         self.assertNotEqual(before, rig.outbox.progress())
 
+    def test_progress_when_the_system_takes_as_much_as_the_peer(self) -> None:
+        """It keeps as much as before; the transport above it keeps less."""
+        for kind in ("tls", "wrapped"):
+            rig = self.rig(kind)
+            rig.outbox.write(numbered(100_000))
+            seen = []
+            for _ in range(3):
+                rig.wire.take(1 << 20)
+                rig.loop.turn()
+                seen.append(rig.outbox.progress())
+            self.assertEqual(len({(taken, kept) for taken, _, kept in seen}), 1)
+            self.assertEqual(len(set(seen)), 3)
+
 
 class DeadPeerTests(OutboxCase):
     """A peer that is gone: nothing raises, nothing is kept, and what it sent can still be read."""

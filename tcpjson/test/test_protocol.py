@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.basic import Int32StringReceiver, StringTooLongError
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.core.compression import deflate, inflate
@@ -41,7 +43,7 @@ class Recorder(TCPJSONProtocol):
     def turnEnded(self, handled: int) -> None:
         self.turns.append(handled)
 
-    def connectionLost(self, reason: Any = None) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         self.lost = True
 
@@ -354,13 +356,29 @@ class CompressedTests(MemoryCase):
         self.assertEqual(self.protocol.strings, [b"1"])
         self.assertTrue(self.protocol.transport.disconnecting)
 
+    def lost(self, reason: Exception, frames: bytes, clock: Clock | None = None) -> list[bytes]:
+        """What of some frames was handled when the connection is lost in the same turn."""
+        protocol = Recorder(clock or self.clock)
+        protocol.makeConnection(StringTransport())
+        protocol._reader.inflate = inflate
+        protocol.dataReceived(frames)
+        protocol.connectionLost(Failure(reason))
+        self.assertFalse(protocol._reader.begun)
+        return protocol.strings
+
     def test_the_connection_is_lost_between_turns(self) -> None:
         """What is compressed would have its turn, and nobody waits for it any more."""
-        self.protocol.dataReceived(frame(b"1") * 200 + packed(b"2") + frame(b"3"))
-        self.protocol.connectionLost()
-        self.assertEqual(self.protocol.strings, [b"1"] * 200)
-        self.assertFalse(self.protocol._reader.begun)
+        frames = frame(b"1") * 200 + packed(b"2") + frame(b"3")
+        self.assertEqual(self.lost(ConnectionLost(), frames), [b"1"] * 200)
+        self.clock.advance(0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_the_connection_is_closed_between_turns(self) -> None:
+        """One that sends and goes has sent all the same, if it is not too much."""
+        frames = (frame(b"1") * 200 + packed(b"2") + frame(b"3")) * 2
+        self.assertEqual(len(self.lost(ConnectionDone(), frames)), 404)
+        handled = self.lost(ConnectionDone(), packed(bytes(HIGH_WATER + 1)) * 50, BusyClock())
+        self.assertTrue(1 <= len(handled) <= 10, len(handled))
 
 
 class BusyClock(Clock):

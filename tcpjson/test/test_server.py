@@ -2186,6 +2186,93 @@ class SharedTurnTests(Case):
             [[more, 0, 0], [0, more, 0], [0, 0, more], [rest, rest, 0], [0, 0, rest]],
         )
 
+    def test_long_reads(self) -> None:
+        """Of those that come in one turn some wait for the next; short ones never do."""
+        memory = self.server()
+        peers = [self.peer(memory) for _ in range(4)]
+        read = frame(b'{"type":"echo","content":"%b"}' % (b"x" * 10_000)) * 4
+        for peer in peers:
+            peer.connection.dataReceived(read)
+        healthy = self.peer(memory)
+        healthy.connection.dataReceived(frame(b'{"type":"ping"}'))
+        self.assertEqual(healthy.connection.messages_in, 1)
+        self.assertEqual([peer.connection.messages_in for peer in peers], [4, 0, 0, 0])
+        run_due(memory.clock)
+        self.assertEqual([peer.connection.messages_in for peer in peers], [4] * 4)
+        self.assertEqual([len(peer.receive()) for peer in peers], [4] * 4)
+        memory.settle()
+        self.assertEqual({peer.transport.producerState for peer in peers}, {"producing"})
+
+    def test_more_comes_while_a_read_waits(self) -> None:
+        memory = self.server()
+        first, second = self.peer(memory), self.peer(memory)
+        read = frame(b'{"type":"echo","content":"%b"}' % (b"x" * 70_000))
+        first.connection.dataReceived(read)
+        second.connection.dataReceived(read)
+        second.connection.dataReceived(frame(b'{"type":"ping"}'))
+        self.assertEqual(second.connection.messages_in, 0)
+        self.assertEqual(second.transport.producerState, "paused")
+        memory.settle()
+        self.assertTypes(second.receive(), "echo_response", "pong")
+
+    def test_over_tls(self) -> None:
+        """What comes in one read of the socket is many small ones, and waits all the same."""
+        loop = Loop()
+        self.addCleanup(loop.close)
+        factory = TCPJSONServerFactory(loop)
+        wire = connect(loop, factory, tls=True)
+        self.addCleanup(wire.socket.close)
+        wire.take_all()
+        [connection] = factory.clients
+        data = b"".join(wire.seal(frame(b'{"type":"ping"}')) for _ in range(200))
+        factory.turns.claim(100_000)
+        connection.transport.dataReceived(data)
+        self.assertEqual(connection.messages_in, 0)
+        run_due(loop)
+        self.assertEqual(connection.messages_in, 200)
+
+    def test_who_is_gone_while_it_waits_for_its_rate(self) -> None:
+        """It keeps nobody out."""
+        loop = Loop()
+        self.addCleanup(loop.close)
+        factory = TCPJSONServerFactory(loop, limits=Limits(messages_per_second=1, max_connections=1))
+        port = loop.listenTCP(0, factory, interface="127.0.0.1")
+        client = socket.create_connection(("127.0.0.1", port.getHost().port))
+        client.sendall(frame(b'{"type":"ping"}') * 100)
+        while not any(connection.messages_in for connection in factory.clients):
+            loop.turn(0.01)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        loop.settle()
+        self.assertEqual(len(factory.connections), 1)
+        loop.advance(1.5)
+        loop.settle()
+        self.assertEqual((factory.connections, factory.stats.disconnects), (set(), {"connection_lost": 1}))
+
+    def test_who_is_gone(self) -> None:
+        """What it sent plain is handled, what it compressed is not."""
+        loop = Loop()
+        self.addCleanup(loop.close)
+        factory = TCPJSONServerFactory(loop)
+        port = loop.listenTCP(0, factory, interface="127.0.0.1")
+        for compressed, handled in ((False, 300), (True, 0)):
+            client = socket.create_connection(("127.0.0.1", port.getHost().port))
+            client.sendall(frame(b'{"type":"hello","compression":["zlib"]}'))
+            while not any(client.compresses for client in factory.clients):
+                loop.turn(0.01)
+            loop.settle()
+            [connection] = factory.clients
+            before = connection.messages_in
+            ping = b'{"type":"ping"}'
+            connection.dataReceived(frame(deflate(ping), True) if compressed else frame(ping))
+            connection.dataReceived((frame(deflate(ping), True) if compressed else frame(ping)) * 299)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            connection._outbox.write(b"x")
+            loop.settle()
+            self.assertEqual(connection.messages_in - before, handled)
+            self.assertNotIn(connection, factory.connections)
+
 
 class NestedTurnTests(Case):
     """In the turn of one connection another goes on."""

@@ -76,6 +76,7 @@ class NotifierTests(ServiceCase):
             ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "18"}, None),
             ({"WATCHDOG_USEC": "0"}, None),
             ({"WATCHDOG_USEC": "soon"}, None),
+            ({"WATCHDOG_USEC": "9" * 5000}, None),
             ({"WATCHDOG_USEC": ""}, None),
             ({"WATCHDOG_PID": "17"}, None),
         ):
@@ -125,6 +126,10 @@ class NotifierTests(ServiceCase):
             notifier.alive()
         [line] = lines()
         self.assertIn("Resource temporarily unavailable", line)
+        # What is said once has more patience.
+        before = time.monotonic()
+        notifier.ready("now")
+        self.assertGreaterEqual(time.monotonic() - before, 0.9)
         systemd.told()
         notifier.ready("again")
         self.assertEqual(systemd.told(), [["READY=1", "STATUS=again"]])
