@@ -296,14 +296,10 @@ class Exchange(TCPJSONProtocol):
 
     def go_on(self) -> None:
         """Its next turn has come."""
-        self._continue(Hold.TURN)
-
-    def _continue(self, reason: Hold) -> None:
-        """Handle frames again, unless there is nobody to answer to any more."""
-        if self._outbox.find_loss():
-            self.transport.abortConnection()
-        else:
-            self.release_now(reason)
+        if self._outbox.lost and self._reader.inflate is not None:
+            # It is gone: what little it sent may be long to do, for nobody.
+            self._reader.clear()
+        self.release_now(Hold.TURN)
 
     def frameRefused(self, error: ProtocolError) -> None:
         self.fail(error)
@@ -351,7 +347,12 @@ class Exchange(TCPJSONProtocol):
 
     def _throttled(self) -> None:
         self._throttle_call = None
-        self._continue(Hold.RATE)
+        if self._outbox.find_loss():
+            # It is gone: what it sent before is done as soon as there is a turn, and its place is free.
+            self._lift_rate()
+            self.hold(Hold.TURN)
+            self.turnOver()
+        self.release_now(Hold.RATE)
 
     def _lift_rate(self) -> None:
         """Handle what was received at once."""

@@ -289,7 +289,7 @@ class Outbox:
         """
         # The system says why once, and here; to the next who reads it says "end of file". A broken pipe: the
         # peer had closed its side before.
-        self.lost = not isinstance(reason, BrokenPipeError)
+        self.lost = self.lost or not isinstance(reason, BrokenPipeError)
         self.close()
         assert self._descriptor is not None
         if self._descriptor.disconnecting:

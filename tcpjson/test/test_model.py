@@ -455,12 +455,14 @@ class Model(RuleBasedStateMachine):
         if client.served:
             self.begins(client)
         self.all.append(client)
-        # As transports do it: whoever is aborted is gone in the next turn of the reactor.
+        # As sockets do it: whoever is aborted is gone in the next turn of the reactor, and read no more.
         transport = client.peer.transport
         abort = transport.abortConnection
 
         def aborted() -> None:
             abort()
+            for name in ("pauseProducing", "resumeProducing"):
+                setattr(transport, name, lambda: None)
             self.server.clock.callLater(0, self.lose, client)
 
         transport.abortConnection = aborted  # type: ignore[method-assign]  # to be told when
@@ -506,12 +508,16 @@ class Model(RuleBasedStateMachine):
 
     @rule(client=clients, name=IDS, spared=SPARED)
     def ask_slowly(self, client: Client, name: str | None, spared: int) -> None:
-        """A slow request, and perhaps the end of what a client sends."""
+        """A slow request, and perhaps the end of what a client sends, and what the others say to it then."""
         client = next((other for other in self.all if other.joined and other.open), client)
         self.write(client, [((b"", "later_done", None, False, 0), name)])
         self.deliver(client, len(client.pipe))
         if not spared:
             self.end_sending(client)
+            for other in self.all:
+                relay = b'{"type":"broadcast","content":"late"}', "broadcast_sent", "late", True, None
+                self.write(other, [(relay, None)])
+                self.deliver(other, len(other.pipe))
 
     @rule(client=clients, size=st.integers(1, 100))
     def send_more(self, client: Client, size: int) -> None:
@@ -577,11 +583,24 @@ class Model(RuleBasedStateMachine):
         return any(client.half and not client.ended and client.open for client in self.all)
 
     @precondition(lambda self: self.drained is None and len(self.all) > 2)
-    @rule(spared=SPARED)
-    def drain(self, spared: int) -> None:
-        """The server shuts down."""
+    @rule(spared=SPARED, busy=st.booleans())
+    def drain(self, spared: int, busy: bool) -> None:
+        """The server shuts down; perhaps while requests wait for a client to read."""
         if spared:
             return
+        client = next((client for client in self.all if client.joined and client.open), None)
+        if busy and client is not None:
+            self.stop_reading(client)
+            large = "x" * 50_000
+            echo = (
+                json.dumps({"type": "echo", "content": large}).encode(),
+                "echo_response",
+                large,
+                False,
+                None,
+            )
+            self.write(client, [(echo, None)] * 4)
+            self.deliver(client, len(client.pipe))
         self.drained = []
         self.drained_at = self.now
         for client in self.all:
@@ -872,8 +891,9 @@ class Model(RuleBasedStateMachine):
         """All read on, send the rest and get their answers; or the shutdown ends it."""
         try:
             if self.drained is not None and len(self.all) % 2:
-                self.server.advance(max(0.0, self.drained_at + GRACE + 0.2 - self.now))
-                self.all_is_well()
+                for seconds in (FAREWELL, GRACE + 0.2):
+                    self.server.advance(max(0.0, self.drained_at + seconds - self.now))
+                    self.all_is_well()
             for client in self.all:
                 self.read_on(client)
                 self.deliver(client, len(client.pipe))
