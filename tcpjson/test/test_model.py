@@ -1018,8 +1018,9 @@ class ModelTests(SynchronousTestCase):
             # Trial leaves the notes out, and they tell what the clients did.
             notes = getattr(error, "__notes__", ())
             raise AssertionError("\n".join([f"{type(error).__name__}: {error}", *notes])) from None
-        # Handlers that fail, and those that answer what is no message.
-        self.flushLoggedErrors(Broken, TypeError)
+        finally:
+            # Of handlers that fail, and of those that answer what is no message.
+            self.flushLoggedErrors(Broken, TypeError)
 
     def test_whatever_clients_do(self) -> None:
         self._assert_holds(Model)

@@ -1,0 +1,1 @@
+"""Fuzzing: mutated frames through sockets and through the core, against a second reading of the contract."""
