@@ -355,8 +355,8 @@ class Exchange(TCPJSONProtocol):
         self.release_now(Hold.RATE)
 
     def _lift_rate(self) -> None:
-        """Handle what was received at once."""
-        self._limited = False
+        """Handle what was received at once; if the server shuts down, still not more than was due."""
+        self._limited = self._departing
         self._meter = None
         if self._throttle_call is not None:
             self._throttle_call.cancel()

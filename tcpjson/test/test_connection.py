@@ -2630,6 +2630,19 @@ class DrainTests(Case):
         # The cleanup stops it once more.
         self.memory.factory.doStart()
 
+    def test_what_came_too_late_when_its_client_leaves(self) -> None:
+        """It is served no more than if the client had stayed."""
+        server = self.server()
+        leaving, other = self.peer(server), self.peer(server)
+        leaving.stop_reading()
+        # The third waits until the answers to the others are read.
+        leaving.send(*[echo("x" * 40_000)] * 3)
+        server.factory.drain()
+        server.settle()
+        leaving.send({"type": "broadcast", "content": "too late"})
+        leaving.close()
+        self.assertEqual(self.codes(other.receive()), ["going_away"])
+
     def test_one_at_rest(self) -> None:
         peer = self.peer(self.start())
         self.assertFalse(self.memory.factory.draining)

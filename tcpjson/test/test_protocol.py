@@ -177,6 +177,7 @@ class PublishedTests(MemoryCase):
         self.protocol.act = act
         self.protocol.dataReceived(frame(b"1") + frame(b"2"))
         self.assertEqual(self.protocol.strings, [b"1", b"2", b"3"])
+        self.assertEqual(self.protocol.transport.producerState, "producing")
 
     def test_stop(self) -> None:
         self.protocol.stopProducing()
@@ -559,6 +560,13 @@ class HoldTests(MemoryCase):
         self.clock.advance(0)
         self.assertEqual(self.protocol.strings, [b"1"])
         self.assertEqual(self.protocol.transport.producerState, "producing")
+
+    def test_a_transport_that_goes_on_all_the_same(self) -> None:
+        """What comes is kept, and the transport told again."""
+        self.protocol.hold(Hold.ANSWERS)
+        self.protocol.transport.resumeProducing()
+        self.protocol.dataReceived(frame(b"1"))
+        self.assertEqual((self.protocol.strings, self.protocol.transport.producerState), ([], "paused"))
 
     def test_releases_come_together(self) -> None:
         self.protocol.hold(Hold.ANSWERS | Hold.HANDLERS)
