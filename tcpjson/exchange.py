@@ -296,10 +296,15 @@ class Exchange(TCPJSONProtocol):
 
     def go_on(self) -> None:
         """Its next turn has come."""
-        if self._outbox.lost and self._reader.inflate is not None:
-            # It is gone: what little it sent may be long to do, for nobody.
-            self._reader.clear()
+        before = self.messages_in
         self.release_now(Hold.TURN)
+        if self._outbox.lost and self._holds & Hold.TURN and self.messages_in == before:
+            # What comes next is compressed, and nobody waits for its answer.
+            self.transport.abortConnection()
+
+    def may_inflate(self) -> bool:
+        # What little a client sent before it went may be long to do.
+        return not self._outbox.lost
 
     def frameRefused(self, error: ProtocolError) -> None:
         self.fail(error)

@@ -215,7 +215,11 @@ class TCPJSONProtocol(Int32StringReceiver):
     def _resume(self, released: int) -> None:
         if not (self._holds or self._working):
             self.transport.resumeProducing()
-            self._work(bool(released & Hold.TURN))
+            self._work(bool(released & Hold.TURN) and self.may_inflate())
+
+    def may_inflate(self) -> bool:
+        """Whether compressed frames are worth their turn."""
+        return True
 
     def pauseProducing(self) -> None:
         """Handle no frames, and read nothing, until `resumeProducing`."""

@@ -293,6 +293,7 @@ class DeadPeerTests(OutboxCase):
     def check_gone(self, rig: Rig) -> None:
         """The outbox is closed; the reading side finds the end on its own."""
         self.assertEqual(rig.owner.told[-1], "drained")
+        self.assertEqual((rig.outbox.waiting, rig.outbox.answers), (0, 0))
         rig.outbox.write(b"more")
         rig.outbox.push(b"more", True)
         rig.outbox.flush()
@@ -314,6 +315,19 @@ class DeadPeerTests(OutboxCase):
         rig.outbox.flush()
         rig.loop.settle()
         self.assertTrue(rig.owner.lost)
+
+    def test_found_by_asking(self) -> None:
+        """The system says it once; it stays so, and does not have to be asked when all is over."""
+        rig = self.rig("socket")
+        rig.outbox.write(b"not read")
+        self.assertFalse(rig.outbox.find_loss())
+        rig.wire.socket.close()
+        self.assertEqual([rig.outbox.find_loss() for _ in range(2)], [True, True])
+        other = self.rig("socket")
+        other.wire.socket.close()
+        other.loop.settle()
+        self.assertTrue(other.owner.lost)
+        self.assertFalse(other.outbox.find_loss())
 
     def test_found_by_write(self) -> None:
         rig = self.rig("socket")

@@ -2273,6 +2273,30 @@ class SharedTurnTests(Case):
             self.assertEqual(connection.messages_in - before, handled)
             self.assertNotIn(connection, factory.connections)
 
+    def test_who_is_gone_in_the_midst_of_a_frame(self) -> None:
+        """What comes of it later, if anything does, is no frame of its own."""
+        loop = Loop()
+        self.addCleanup(loop.close)
+        factory = TCPJSONServerFactory(loop)
+        port = loop.listenTCP(0, factory, interface="127.0.0.1")
+        client = socket.create_connection(("127.0.0.1", port.getHost().port))
+        client.sendall(frame(b'{"type":"hello","compression":["zlib"]}'))
+        while not any(connection.compresses for connection in factory.clients):
+            loop.turn(0.01)
+        loop.settle()
+        [connection] = factory.clients
+        inner = frame(b'{"type":"broadcast"}')
+        factory.turns.claim(100_000)
+        connection.dataReceived(frame(b'{"type":"ping"}') * 300 + struct.pack(">I", 2 * len(inner)))
+        client.sendall(inner * 2)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        connection._outbox.write(b"x")
+        self.assertTrue(connection._outbox.lost)
+        loop.settle()
+        self.assertEqual(factory.stats.disconnects, {"connection_lost": 1})
+        self.assertEqual(factory.stats.broadcasts, 0)
+
 
 class NestedTurnTests(Case):
     """In the turn of one connection another goes on."""

@@ -83,6 +83,8 @@ KNOWN: tuple[Known, ...] = (
             " | without self._idle is not None",
             "connection.py | Connection._look_again | self._idle is not None and timeout is not None"
             " | without timeout is not None",
+            "core/framing.py | FrameReader._take_mixed | compressed and inflate is not None"
+            " | without inflate is not None",
             "exchange.py | Exchange._settle"
             " | self._running is None or self._order is None or self._running.pop(slot, None) is None"
             " | without self._order is None",
@@ -102,7 +104,6 @@ KNOWN: tuple[Known, ...] = (
             "connection.py | Connection.look_for_life"
             " | self._idle.seconds(now, self._life()) >= timeout | >= becomes >",
             "protocol.py | TCPJSONProtocol._work | now > until | > becomes >=",
-            "protocol.py | TCPJSONProtocol.connectionLost | self._clock.seconds() < until | < becomes <=",
             "turns.py | Turns._run | self._clock.seconds() >= until | >= becomes >",
         ),
     ),
@@ -189,12 +190,14 @@ KNOWN: tuple[Known, ...] = (
             "outbox.py | Outbox.close | if self._registered | always",
             "outbox.py | Outbox.close | self._registered = False | not noted",
             "passwd.py | _replace | if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) | always",
+            "protocol.py | TCPJSONProtocol._work | if payloads | always",
             "protocol.py | TCPJSONProtocol._work | if self._holds or reader.begun or self._begun | always",
             "protocol.py | TCPJSONProtocol.hold | held or self._working | without held",
             "protocol.py | TCPJSONProtocol.release_now | if self._holds & reason | always",
-            "protocol.py | TCPJSONProtocol.end | if held and (not self._working) | always",
             "protocol.py | TCPJSONProtocol.end | held and (not self._working) | without held",
             "protocol.py | TCPJSONProtocol.end | if last | always",
+            "protocol.py | TCPJSONProtocol.connectionLost"
+            " | self._reader.ready and (not self._holds & ~_IN_TIME) | without self._reader.ready",
             "server.py | TCPJSONServerFactory.commit | if turn.dirty | always",
             "server.py | TCPJSONServerFactory._deliver"
             " | outbox.waiting and (not client.has_room(len(chunk))) | without outbox.waiting",
@@ -205,7 +208,10 @@ KNOWN: tuple[Known, ...] = (
     Known(
         COST,
         "the next look finds out the same",
-        ("core/framing.py | FrameReader.take | self.ready = False | not noted #2",),
+        (
+            "core/framing.py | FrameReader.take | self.ready = False | not noted #2",
+            "core/framing.py | FrameReader._take_mixed | self.ready = False | not noted",
+        ),
     ),
     Known(
         SAME,
@@ -301,6 +307,7 @@ KNOWN: tuple[Known, ...] = (
             " | without not self._holds & _ENDING",
             "protocol.py | TCPJSONProtocol.end | self._reader.clear() | not called",
             "protocol.py | TCPJSONProtocol.end | held and (not self._working) | without not self._working",
+            "protocol.py | TCPJSONProtocol.readConnectionLost | if not self._holds & _ENDING | always",
         ),
     ),
     Known(
@@ -479,5 +486,10 @@ KNOWN: tuple[Known, ...] = (
             "tlstransport.py | BoundedTLS._tlsShutdownFinished | reason.value.__traceback__ = None"
             " | not noted",
         ),
+    ),
+    Known(
+        COST,
+        "one that is gone has its turn at once, and not in its order",
+        ("exchange.py | Exchange._throttled | self.hold(Hold.TURN) | not called",),
     ),
 )
