@@ -219,7 +219,7 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         ),
         _parameter(
             "compress-over",
-            "Over what length a message is compressed for a client that asks for it, in bytes; 0: no compression.",
+            "Over what length a message is compressed for a client that asks for it, in bytes; 0: off.",
             _or_off(_bytes),
             COMPRESS_OVER,
         ),
