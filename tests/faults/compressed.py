@@ -111,3 +111,20 @@ def inflating_flood(stage: Stage) -> None:
     answers = stage.converse(guest, [request] * stage.many(200, 2000))
     assert {answer["type"] for answer in answers} == {"pong"}
     stage.goes_on(guest)
+
+
+@fault("gone in the midst of long frames", section="9", expected="connection_lost", seconds=5)
+def gone_within_long_frames(stage: Stage) -> None:
+    """It resets while much of it waits: what is inside its messages must not be taken for frames."""
+    inner = encode({"type": "broadcast", "content": "never sent"})
+    reasons = set()
+    for number in range(stage.many(30, 60)):
+        guest = _agreed(stage)
+        text = b"x" * (number % len(inner) + 1) + inner * 60
+        stage.ended = None
+        guest.write_what_fits((len(text).to_bytes(4, "big") + text) * 400)
+        stage.complete()
+        guest.reset()
+        reasons.add(stage.reason(guest))
+        stage.closed()
+    stage.came = ", ".join(sorted(reasons))

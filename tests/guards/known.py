@@ -136,6 +136,7 @@ KNOWN: tuple[Known, ...] = (
             "core/values.py | check_value | if long | always",
             "core/values.py | _check_integers | if len(digits) <= 20 | always",
             "dialects.py | Dialects.__init__.<locals>.dialect | if handler is not own.get(kind) | always",
+            "exchange.py | Exchange._handle | if type(message) is not kind | always",
             "exchange.py | Exchange._handle | if type(answer) is not answer_kind | never",
             "exchange.py | Exchange._handle | if type(answer) is not answer_kind | always",
             "exchange.py | Exchange._handle | if offset is not None | never",
