@@ -2557,6 +2557,18 @@ class HalfCloseTests(Case):
     def messages(self, wire: Wire) -> list[Any]:
         return [json.loads(payload) for payload in wire.payloads()]
 
+    def test_half_a_frame_before_the_end(self) -> None:
+        """No deadline runs for the rest of it: what came before is answered, however late."""
+        slow: Deferred[Any] = Deferred()
+        self.act = lambda session, message: slow
+        server = self.server(limits=Limits(frame_timeout=5, handler_timeout=1000))
+        peer = self.peer(server)
+        peer.send_bytes(frame(b'{"type":"do"}') + b"\0\0")
+        peer.connection.readConnectionLost()
+        server.advance(60)
+        slow.callback({"type": "done"})
+        self.assertTypes(peer.receive(), "done")
+
     def test_answers_come(self) -> None:
         wire, factory = self.wire()
         wire.socket.send(b"".join(frame(json.dumps(echo([n, "x" * 500])).encode()) for n in range(100)))
