@@ -143,10 +143,10 @@ class Exchange(TCPJSONProtocol):
 
     def arriving(self, size: int) -> None:
         """
-        A read of `size` bytes has come: where others sent much in this turn of the reactor, it waits for
-        another. Over TLS it comes in pieces, whose sizes do not tell.
+        A read of `size` bytes, `LONG` or more, has come: where others sent much in this turn of the reactor,
+        it waits for another. Over TLS it comes in pieces, whose sizes do not tell.
         """
-        if size >= LONG and not (self._holds or self._working or self.factory.turns.claim(size)):
+        if not (self._holds or self._working or self.factory.turns.claim(size)):
             self.hold(Hold.TURN)
             self.turnOver()
 

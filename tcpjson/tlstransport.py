@@ -9,6 +9,7 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from tcpjson.transports import descriptor_of
+from tcpjson.turns import LONG
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -41,7 +42,8 @@ class BoundedTLS(BufferingTLSTransport):
         super().makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
-        if (arriving := getattr(self.wrappedProtocol, "arriving", None)) is not None:
+        arriving = getattr(self.wrappedProtocol, "arriving", None)
+        if arriving is not None and len(data) >= LONG:
             arriving(len(data))
         super().dataReceived(data)
         # What our connections count; nothing is known of other protocols.
@@ -59,7 +61,6 @@ class BoundedTLS(BufferingTLSTransport):
         # more for each connection that ends without close_notify, until the garbage collector finds them.
         if reason is not None:
             reason.cleanFailure()
-            reason.value.__traceback__ = None  # type: ignore[union-attr]  # Twisted's type allows None
         super()._tlsShutdownFinished(reason)
 
     def _waiting(self) -> int:

@@ -2203,6 +2203,32 @@ class SharedTurnTests(Case):
         memory.settle()
         self.assertEqual({peer.transport.producerState for peer in peers}, {"producing"})
 
+    def test_a_long_read_of_one_that_is_held(self) -> None:
+        """It waits for what holds it, and takes nobody's turn."""
+        memory = self.server()
+        peer = self.peer(memory)
+        memory.factory.turns.claim(100_000)
+        peer.connection.pauseProducing()
+        peer.connection.dataReceived(frame(b'{"type":"ping"}') * 400)
+        memory.settle()
+        self.assertEqual(peer.connection.messages_in, 0)
+        peer.connection.resumeProducing()
+        self.assertEqual(peer.connection.messages_in, 400)
+
+    def test_a_long_read_within_a_handler(self) -> None:
+        """As when it lets another connection go on, that sends: the turn is not interrupted."""
+        memory = self.server()
+        peer = self.peer(memory)
+
+        def act(session: Any, message: Do) -> None:
+            if message.n == 1:
+                memory.factory.turns.claim(100_000)
+                peer.connection.dataReceived(frame(b'{"type":"ping"}') * 400)
+
+        self.act = act
+        peer.connection.dataReceived(frame(b'{"type":"do","n":1}') + frame(b'{"type":"do","n":2}'))
+        self.assertEqual(peer.connection.messages_in, 402)
+
     def test_more_comes_while_a_read_waits(self) -> None:
         memory = self.server()
         first, second = self.peer(memory), self.peer(memory)

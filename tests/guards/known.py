@@ -481,14 +481,6 @@ KNOWN: tuple[Known, ...] = (
         ),
     ),
     Known(
-        SAME,
-        "cleanFailure does it too, in the releases of Twisted that there are",
-        (
-            "tlstransport.py | BoundedTLS._tlsShutdownFinished | reason.value.__traceback__ = None"
-            " | not noted",
-        ),
-    ),
-    Known(
         COST,
         "one that is gone has its turn at once, and not in its order",
         ("exchange.py | Exchange._throttled | self.hold(Hold.TURN) | not called",),
