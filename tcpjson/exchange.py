@@ -32,7 +32,6 @@ from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
 from tcpjson.handlers import Recipients
 from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
-from tcpjson.turns import LONG
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -137,18 +136,7 @@ class Exchange(TCPJSONProtocol):
         size = len(data)
         self.bytes_in += size
         self.factory.stats.bytes_in += size
-        if size >= LONG:
-            self.arriving(size)
         _receive(self, data)
-
-    def arriving(self, size: int) -> None:
-        """
-        A read of `size` bytes, `LONG` or more, has come: where others sent much in this turn of the reactor,
-        it waits for another. Over TLS it comes in pieces, whose sizes do not tell.
-        """
-        if not (self._holds or self._working or self.factory.turns.claim(size)):
-            self.hold(Hold.TURN)
-            self.turnOver()
 
     def stringReceived(self, string: bytes) -> None:
         """Handle one payload."""

@@ -104,8 +104,6 @@ class TCPJSONProtocol(Int32StringReceiver):
             self._work()
         elif not self._holds & _ENDING:
             self._reader.feed(data)
-            if self._holds:
-                self.transport.pauseProducing()
 
     def _work(self, inflating: bool = False) -> int:
         """

@@ -9,7 +9,6 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from tcpjson.transports import descriptor_of
-from tcpjson.turns import LONG
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -42,9 +41,6 @@ class BoundedTLS(BufferingTLSTransport):
         super().makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
-        arriving = getattr(self.wrappedProtocol, "arriving", None)
-        if arriving is not None and len(data) >= LONG:
-            arriving(len(data))
         super().dataReceived(data)
         # What our connections count; nothing is known of other protocols.
         content: int | None = getattr(self.wrappedProtocol, "bytes_in", None)

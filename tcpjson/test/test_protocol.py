@@ -561,13 +561,6 @@ class HoldTests(MemoryCase):
         self.assertEqual(self.protocol.strings, [b"1"])
         self.assertEqual(self.protocol.transport.producerState, "producing")
 
-    def test_a_transport_that_goes_on_all_the_same(self) -> None:
-        """What comes is kept, and the transport told again."""
-        self.protocol.hold(Hold.ANSWERS)
-        self.protocol.transport.resumeProducing()
-        self.protocol.dataReceived(frame(b"1"))
-        self.assertEqual((self.protocol.strings, self.protocol.transport.producerState), ([], "paused"))
-
     def test_releases_come_together(self) -> None:
         self.protocol.hold(Hold.ANSWERS | Hold.HANDLERS)
         self.protocol.release(Hold.ANSWERS)

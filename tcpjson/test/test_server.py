@@ -2186,77 +2186,6 @@ class SharedTurnTests(Case):
             [[more, 0, 0], [0, more, 0], [0, 0, more], [rest, rest, 0], [0, 0, rest]],
         )
 
-    def test_long_reads(self) -> None:
-        """Of those that come in one turn some wait for the next; short ones never do."""
-        memory = self.server()
-        peers = [self.peer(memory) for _ in range(4)]
-        read = frame(b'{"type":"echo","content":"%b"}' % (b"x" * 10_000)) * 4
-        for peer in peers:
-            peer.connection.dataReceived(read)
-        healthy = self.peer(memory)
-        healthy.connection.dataReceived(frame(b'{"type":"ping"}'))
-        self.assertEqual(healthy.connection.messages_in, 1)
-        self.assertEqual([peer.connection.messages_in for peer in peers], [4, 0, 0, 0])
-        run_due(memory.clock)
-        self.assertEqual([peer.connection.messages_in for peer in peers], [4] * 4)
-        self.assertEqual([len(peer.receive()) for peer in peers], [4] * 4)
-        memory.settle()
-        self.assertEqual({peer.transport.producerState for peer in peers}, {"producing"})
-
-    def test_a_long_read_of_one_that_is_held(self) -> None:
-        """It waits for what holds it, and takes nobody's turn."""
-        memory = self.server()
-        peer = self.peer(memory)
-        memory.factory.turns.claim(100_000)
-        peer.connection.pauseProducing()
-        peer.connection.dataReceived(frame(b'{"type":"ping"}') * 400)
-        memory.settle()
-        self.assertEqual(peer.connection.messages_in, 0)
-        peer.connection.resumeProducing()
-        self.assertEqual(peer.connection.messages_in, 400)
-
-    def test_a_long_read_within_a_handler(self) -> None:
-        """As when it lets another connection go on, that sends: the turn is not interrupted."""
-        memory = self.server()
-        peer = self.peer(memory)
-
-        def act(session: Any, message: Do) -> None:
-            if message.n == 1:
-                memory.factory.turns.claim(100_000)
-                peer.connection.dataReceived(frame(b'{"type":"ping"}') * 400)
-
-        self.act = act
-        peer.connection.dataReceived(frame(b'{"type":"do","n":1}') + frame(b'{"type":"do","n":2}'))
-        self.assertEqual(peer.connection.messages_in, 402)
-
-    def test_more_comes_while_a_read_waits(self) -> None:
-        memory = self.server()
-        first, second = self.peer(memory), self.peer(memory)
-        read = frame(b'{"type":"echo","content":"%b"}' % (b"x" * 70_000))
-        first.connection.dataReceived(read)
-        second.connection.dataReceived(read)
-        second.connection.dataReceived(frame(b'{"type":"ping"}'))
-        self.assertEqual(second.connection.messages_in, 0)
-        self.assertEqual(second.transport.producerState, "paused")
-        memory.settle()
-        self.assertTypes(second.receive(), "echo_response", "pong")
-
-    def test_over_tls(self) -> None:
-        """What comes in one read of the socket is many small ones, and waits all the same."""
-        loop = Loop()
-        self.addCleanup(loop.close)
-        factory = TCPJSONServerFactory(loop)
-        wire = connect(loop, factory, tls=True)
-        self.addCleanup(wire.socket.close)
-        wire.take_all()
-        [connection] = factory.clients
-        data = b"".join(wire.seal(frame(b'{"type":"ping"}')) for _ in range(200))
-        factory.turns.claim(100_000)
-        connection.transport.dataReceived(data)
-        self.assertEqual(connection.messages_in, 0)
-        run_due(loop)
-        self.assertEqual(connection.messages_in, 200)
-
     def test_who_is_gone_while_it_waits_for_its_rate(self) -> None:
         """It keeps nobody out."""
         loop = Loop()
@@ -2312,7 +2241,6 @@ class SharedTurnTests(Case):
         loop.settle()
         [connection] = factory.clients
         inner = frame(b'{"type":"broadcast"}')
-        factory.turns.claim(100_000)
         connection.dataReceived(frame(b'{"type":"ping"}') * 300 + struct.pack(">I", 2 * len(inner)))
         client.sendall(inner * 2)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

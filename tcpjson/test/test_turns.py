@@ -94,18 +94,6 @@ class TurnsTests(SynchronousTestCase):
         self.add("b", SHORT)
         self.assertEqual(self.turn(), "b")
 
-    def test_reads_of_one_turn(self) -> None:
-        """The first may be handled, however long it is, and others while they are not too long together."""
-        for sizes, claims in (
-            ((100_000, 4096), [True, False]),
-            ((32_768, 32_768, 4096), [True, True, False]),
-        ):
-            self.assertEqual([self.turns.claim(size) for size in sizes], claims)
-            self.turn()
-            self.assertEqual([self.turns.claim(size) for size in sizes], claims)
-            self.turn()
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
     def test_stop(self) -> None:
         self.turns.stop()
         self.add("a", SHORT)

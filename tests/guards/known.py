@@ -487,24 +487,6 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         SAME,
-        "a round number of our own: one byte more or less is no matter",
-        (
-            "exchange.py | Exchange.dataReceived | size >= LONG | >= becomes >",
-            "tlstransport.py | BoundedTLS.dataReceived | len(data) >= LONG | >= becomes >",
-        ),
-    ),
-    Known(
-        COST,
-        "a turn that was not needed",
-        (
-            "exchange.py | Exchange.arriving"
-            " | self._holds or self._working or self.factory.turns.claim(size) | without self._holds",
-            "tlstransport.py | BoundedTLS.dataReceived | arriving is not None and len(data) >= LONG"
-            " | without len(data) >= LONG",
-        ),
-    ),
-    Known(
-        SAME,
         "one that is there gets on in its turn; one that is gone is ended, now or when it is read",
         (
             "exchange.py | Exchange.go_on"
