@@ -43,7 +43,8 @@ CUT = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
-_TWISTD = "from twisted.scripts.twistd import run; run()"
+#: The program of a server: what Python is given by `-c`.
+TWISTD = "from twisted.scripts.twistd import run; run()"
 
 _LISTENING = re.compile(r"\] listening on (.*)$")
 
@@ -138,7 +139,7 @@ def certificates() -> Certificates:
 
 
 def command(
-    *arguments: str, soft_files: int | None = None, files: int | None = None
+    *arguments: str, soft_files: int | None = None, files: int | None = None, program: str = TWISTD
 ) -> tuple[list[str], dict[str, str]]:
     """
     How to run twistd with arguments: the command and its environment.
@@ -147,6 +148,7 @@ def command(
         arguments: those of twistd.
         soft_files: the soft limit of open files that it shall start with.
         files: the limit of open files, which it cannot raise.
+        program: what runs twistd.
     """
     environment = dict(os.environ)
     root = Path(tcpjson.__file__).resolve().parent.parent
@@ -154,7 +156,7 @@ def command(
     if (root / "setup.cfg").exists():
         others = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
         environment["PYTHONPATH"] = os.pathsep.join([str(root), *others])
-    words = [sys.executable, "-c", _TWISTD, *arguments]
+    words = [sys.executable, "-c", program, *arguments]
     for option, count in (("-S -n", soft_files), ("-n", files)):
         if count is not None:
             words = ["/bin/sh", "-c", f'ulimit {option} {count} && exec "$@"', "sh", *words]
@@ -168,7 +170,7 @@ class Server:
     Args:
         options: those of tcpjson.
         ports: the values of `--port`; none of them leaves it to the default.
-        soft_files, files: the limits of open files that it starts with, as of `command`.
+        soft_files, files, program: as of `command`.
 
     Raises:
         AssertionError: it ended, or did not listen in time; the message holds what it printed.
@@ -180,11 +182,11 @@ class Server:
         ports: Iterable[str] = (LOOPBACK,),
         soft_files: int | None = None,
         files: int | None = None,
+        program: str = TWISTD,
     ) -> None:
         given = [word for port in ports for word in ("--port", port)]
-        words, environment = command(
-            "-n", "--pidfile=", "tcpjson", *given, *options, soft_files=soft_files, files=files
-        )
+        arguments = ["-n", "--pidfile=", "tcpjson", *given, *options]
+        words, environment = command(*arguments, soft_files=soft_files, files=files, program=program)
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._closed = False

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from tcpjson import tap
@@ -104,8 +105,8 @@ class SystemdTestCase(ServerTestCase):
                 descriptors = [each.fileno() for each in sockets.values()]
                 socket.send_fds(taker, [b"x"], descriptors)
 
-        def command(*arguments: str, **limits: int | None) -> tuple[list[str], dict[str, str]]:
-            usual, environment = usual_command(*(words or arguments), **limits)
+        def command(*arguments: str, **others: Any) -> tuple[list[str], dict[str, str]]:
+            usual, environment = usual_command(*(words or arguments), **others)
             environment.update({"NOTIFY_SOCKET": self.notify_path, **variables})
             return [sys.executable, "-c", _LAUNCHER, path, ":".join(sockets), *usual], environment
 

@@ -117,7 +117,7 @@ class Arena:
                 token=_WITNESS_TOKEN if login else None,
                 count=witnesses,
             )
-        except BaseException:
+        except BaseException:  # at Ctrl-C, too: nobody else knows of the process
             self.server.stop()
             raise
 

@@ -99,6 +99,17 @@ def answers_unread(stage: Stage) -> None:
     stage.goes_on(guest)
 
 
+def _broadcasts(stage: Stage, count: int, pause: float = 0) -> Guest:
+    """A peer for whom broadcasts of 60 kB come, of which it has read none."""
+    guest = stage.peer(receive_buffer=8192)
+    sender = stage.peer()
+    for number in range(count):
+        sender.ask({"type": "broadcast", "content": [number, "x" * 60_000]})
+        stage.wait(pause)
+    stage.complete()
+    return guest
+
+
 @fault(
     "broadcasts, and none of them read",
     section="9",
@@ -111,12 +122,7 @@ def answers_unread(stage: Stage) -> None:
 )
 def broadcasts_unread(stage: Stage) -> None:
     """What others say waits for it: it takes nothing for write_timeout (a second here)."""
-    guest = stage.peer(receive_buffer=8192)
-    sender = stage.peer()
-    for number in range(8):
-        sender.ask({"type": "broadcast", "content": [number, "x" * 60_000]})
-    stage.complete()
-    stage.ends_unread(guest)
+    stage.ends_unread(_broadcasts(stage, 8))
 
 
 @fault(
@@ -131,14 +137,8 @@ def broadcasts_unread(stage: Stage) -> None:
 )
 def queue_full(stage: Stage) -> None:
     """The queue, 1 MiB here, is full long before the write_timeout, which is 10 seconds."""
-    guest = stage.peer(receive_buffer=8192)
-    sender = stage.peer()
-    for number in range(24):
-        sender.ask({"type": "broadcast", "content": [number, "x" * 60_000]})
-        # The witnesses get it too, and want to read it.
-        stage.wait(0.025)
-    stage.complete()
-    stage.ends_unread(guest)
+    # The witnesses get them too, and want to read them.
+    stage.ends_unread(_broadcasts(stage, 24, pause=0.025))
 
 
 @fault(
@@ -153,12 +153,7 @@ def queue_full(stage: Stage) -> None:
 )
 def one_byte_a_second(stage: Stage) -> None:
     """Four a second here: it takes something, and never enough. Its queue fills, or its window stays shut."""
-    guest = stage.peer(receive_buffer=8192)
-    sender = stage.peer()
-    for number in range(8):
-        sender.ask({"type": "broadcast", "content": [number, "x" * 60_000]})
-    stage.complete()
-    stage.nibbles(guest, 0.25)
+    stage.nibbles(_broadcasts(stage, 8), 0.25)
 
 
 # To answer, or to say anything.

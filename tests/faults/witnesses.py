@@ -313,7 +313,7 @@ class Witnesses:
         )
         try:
             self._answer()
-        except BaseException:
+        except BaseException:  # at Ctrl-C, too: nobody else knows of the process
             self.stop()
             raise
 

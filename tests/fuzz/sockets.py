@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
-from unittest import mock
 
 from tcpjson.vectors import strict_json
-from tests import harness
 from tests.fuzz.core import HELLO, WRONG_LOGIN, check_relays, relayed_of
 from tests.fuzz.mutate import COMPRESSED, Mutator, frame
 from tests.fuzz.reference import Conversation, Rules, Wrong
 from tests.fuzz.result import Result, smallest
-from tests.harness import CUT, LOOPBACK, Server, certificates
+from tests.harness import CUT, LOOPBACK, TWISTD, Peer, Server, certificates
 from tests.identities import new_path, tokens, users, write
 
 TOKENS = {"sesame": "alice", "open-sesame": "bob"}
@@ -86,9 +84,7 @@ def _start(arena: Arena) -> Server:
     port = certificates().port if arena.tls else LOOPBACK
     if arena.proxied:
         port = f"haproxy:{port}"
-    # What is run before twistd is no option of the harness.
-    with mock.patch.object(harness, "_TWISTD", _WATCHED + harness._TWISTD):
-        return Server(*options, ports=[port])
+    return Server(*options, ports=[port], program=_WATCHED + TWISTD)
 
 
 def _inflate(data: bytes) -> bytes:
@@ -168,7 +164,7 @@ class Witness:
         self._fuzz = fuzz
         rules = fuzz.arena.rules
         self.connection, _ = fuzz.connect(0)
-        peer = harness.Peer(self.connection)
+        peer = Peer(self.connection)
         if fuzz.arena.proxied:
             peer.write(b"PROXY TCP4 127.0.0.9 127.0.0.1 9 9\r\n")
         peer.receive()
@@ -268,7 +264,7 @@ class SocketFuzz:
         self._server = _start(arena)
         try:
             self._witness = Witness(self)
-        except BaseException:
+        except BaseException:  # at Ctrl-C, too: nobody else knows of the process
             self._server.stop()
             raise
         self._selector.register(self._witness.connection, selectors.EVENT_READ, None)

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from unittest import mock
 
-from tests import harness
 from tests.harness import Server
 from tests.soak.figures import Sample, Watch, floors, slope
 from tests.soak.guests import KINDS, Plan, Site, Tally
@@ -74,9 +72,7 @@ class Check:
 def start(plan: Plan, site: Site) -> Server:
     """A server that tells of itself when it is asked to."""
     program = f"import runpy; runpy.run_path({str(_PROBE)!r})['run']({str(site.probe)!r})"
-    # The harness knows one way to start twistd.
-    with mock.patch.object(harness, "_TWISTD", program):
-        return Server(*plan.options, *site.auth, ports=site.ports)
+    return Server(*plan.options, *site.auth, ports=site.ports, program=program)
 
 
 def settle(watch: Watch, calls: object, seconds: float) -> Sample:
