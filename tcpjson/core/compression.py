@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from tcpjson.core.errors import BadFrame, TooLarge
-from tcpjson.core.framing import frame
+from tcpjson.core.framing import frame, join_frames
 
 #: The names of what a connection can agree on, best first.
 NAMES = ("zlib",)
@@ -70,11 +70,13 @@ def deflate(payload: bytes) -> bytes:
     return stream.compress(payload) + stream.flush()
 
 
-def pack(payloads: Iterable[bytes], over: int) -> bytes:
+def pack(payloads: Sequence[bytes], over: int) -> bytes:
     """
     The frames of payloads, one behind the other: those longer than `over` bytes compressed, where that makes
     them shorter.
     """
+    if max(map(len, payloads), default=0) <= over:
+        return join_frames(payloads)
     frames = []
     for payload in payloads:
         if len(payload) > over and len(deflated := deflate(payload)) < len(payload):

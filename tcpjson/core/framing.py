@@ -100,9 +100,9 @@ class FrameReader:
 
     def take(self, count: int, max_length: int, inflating: bool = True) -> list[bytes]:
         """
-        The next payloads, at most `count`; an empty list when no frame is complete. Where frames may be
-        compressed, they are fewer when they come to more than 64 KiB, and end before the first compressed one
-        if that is not to be inflated now.
+        The next payloads, at most `count`; an empty list when no frame is complete. They end before a
+        compressed frame; where that is the next one, it and what follows are taken until they come to more
+        than 64 KiB, or nothing, if it is not to be inflated now.
 
         Raises:
             FrameTooLong: the next frame announces more than `max_length` bytes. Feed no more.
@@ -115,8 +115,6 @@ class FrameReader:
         if size - position < self._needed:
             self.ready = False
             return payloads
-        if self.inflate is not None:
-            return self._take_mixed(count, max_length, self.inflate if inflating else None)
         needed = PREFIX_LENGTH
         append = payloads.append
         for _ in range(count):
@@ -128,6 +126,8 @@ class FrameReader:
             if length > max_length:
                 if payloads:
                     break
+                if self.inflate is not None:
+                    return self._take_mixed(count, max_length, self.inflate if inflating else None)
                 raise FrameTooLong(length)
             end = start + length
             if end > size:
@@ -148,7 +148,7 @@ class FrameReader:
         return payloads
 
     def _take_mixed(self, count: int, max_length: int, inflate: Inflate | None) -> list[bytes]:
-        """`take`, where frames may be compressed; it has looked whether there is any."""
+        """`take`, where the next frame is compressed, or too long."""
         data = self._data
         size = len(data)
         payloads: list[bytes] = []

@@ -297,7 +297,7 @@ class PackTests(SynchronousTestCase):
         reader = FrameReader()
         reader.inflate = inflate
         found: list[bytes] = []
-        reader.feed(pack(iter(payloads), over))
+        reader.feed(pack(payloads, over))
         while taken := reader.take(3, 2**20):
             found += taken
         self.assertEqual(found, payloads)

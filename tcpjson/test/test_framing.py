@@ -533,7 +533,8 @@ class CompressedTests(SynchronousTestCase):
             (struct.pack(">I", COMPRESSED + LIMIT + 1), FrameTooLong),
         ):
             reader = self.reader(frame(b"1") + packed(b"2") + bad + packed(b"3"))
-            self.assertEqual(reader.take(9, LIMIT), [b"1", b"2"])
+            self.assertEqual(reader.take(9, LIMIT), [b"1"])
+            self.assertEqual(reader.take(9, LIMIT), [b"2"])
             self.assertTrue(reader.ready)
             for _ in range(2):
                 self.assertRaises(error, reader.take, 9, LIMIT)
@@ -614,7 +615,8 @@ class CompressedTests(SynchronousTestCase):
         reader = FrameReader()
         reader.inflate = way
         reader.feed(frame(b"a") + frame(b"bc", True))
-        self.assertEqual(reader.take(9, 77), [b"a", b"found"])
+        self.assertEqual(reader.take(9, 77), [b"a"])
+        self.assertEqual(reader.take(9, 77), [b"found"])
         self.assertEqual(calls, [(b"bc", 77)])
 
 
