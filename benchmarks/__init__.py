@@ -10,6 +10,7 @@ is needed for the load generator, ``uvloop`` and ``orjson`` for the expert's pee
     python -m benchmarks.bigframe    CPU time of one 16 MiB frame that arrives in small pieces
     python -m benchmarks.stuck       what readers that never read cost
     python -m benchmarks.compression what compression saves, and what it costs
+    python -m benchmarks.requests    CPU time of our client a request, against clients written by hand
 
 Each says with ``--help`` what it takes.
 """

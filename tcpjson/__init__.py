@@ -25,24 +25,62 @@ listen with their router:
     serverFromString(reactor, "tcp:9999").listen(factory)
     reactor.run()
 
-`tcpjson.testing` runs the same server in memory, for tests; `docs/protocol.rst` is the wire protocol.
+A program without a reactor has a blocking client:
+
+    from tcpjson import TCPClient
+
+    client = TCPClient("localhost", 9999)
+    client.set_message_callback(print)
+    if client.connect():
+        client.echo("Hello Server!")
+        client.disconnect()
+
+`tcpjson.client` has the one for Twisted and asyncio, `tcpjson.testing` runs server and client in memory, for
+tests; `docs/clients.rst` and `docs/protocol.rst` say the rest.
 """
 
 from tcpjson._version import __version__
-from tcpjson.core.errors import BadMessage, Forbidden, ProtocolError
+from tcpjson.blocking import ConnectionPool, TCPClient, TCPServer
+from tcpjson.client import Client
+from tcpjson.core.errors import (
+    AuthenticationFailed,
+    BadMessage,
+    ClientError,
+    Disconnected,
+    Forbidden,
+    ProtocolError,
+    ProtocolMismatch,
+    QueueFull,
+    RequestTimeout,
+    TooLarge,
+)
 from tcpjson.core.limits import Limits
 from tcpjson.core.messages import Message
+from tcpjson.credentials import Password, Token
 from tcpjson.handlers import Router, Session
 from tcpjson.server import TCPJSONServerFactory
 
 __all__ = [
+    "AuthenticationFailed",
     "BadMessage",
+    "Client",
+    "ClientError",
+    "ConnectionPool",
+    "Disconnected",
     "Forbidden",
     "Limits",
     "Message",
+    "Password",
     "ProtocolError",
+    "ProtocolMismatch",
+    "QueueFull",
+    "RequestTimeout",
     "Router",
     "Session",
+    "TCPClient",
     "TCPJSONServerFactory",
+    "TCPServer",
+    "Token",
+    "TooLarge",
     "__version__",
 ]

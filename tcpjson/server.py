@@ -31,7 +31,7 @@ from tcpjson.dialects import Dialects
 from tcpjson.exchange import Exchange, Turn
 from tcpjson.handlers import Router
 from tcpjson.timestamps import Timestamps
-from tcpjson.transports import descriptor_of
+from tcpjson.transports import descriptor_of, tune
 from tcpjson.turns import Turns
 
 if TYPE_CHECKING:
@@ -41,14 +41,9 @@ if TYPE_CHECKING:
 
 log = Logger()
 
-# Seconds without a word after which the system asks whether the other end is there, and seconds between two
-# such questions. The user timeout says when it gives up.
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15))
 # Seconds longer than `write_timeout` in which the other end may acknowledge nothing: whoever can be told why
 # the connection ends, is told before.
 _USER_TIMEOUT_MARGIN = 30
-#: Bytes over which a message is compressed.
-COMPRESS_OVER = 1024
 # Connections that were refused and are still there; more are closed without waiting for the peer to do so.
 _LINGERING = 32
 # Seconds that the clients have to hear that the server goes away, and to end what they are about.
@@ -129,7 +124,7 @@ class TCPJSONServerFactory(ServerFactory):
         strict: bool = False,
         authenticator: Authenticator | None = None,
         wall: Callable[[], float] = time.time,
-        compress_over: int | None = COMPRESS_OVER,
+        compress_over: int | None = compression.COMPRESS_OVER,
         send_buffer: int | None = None,
         receive_buffer: int | None = None,
         shuffle: Callable[[list[Any]], None] = random.shuffle,
@@ -212,12 +207,7 @@ class TCPJSONServerFactory(ServerFactory):
         if refusal is not None or not isinstance(descriptor, TCPConnection):
             return refusal
         handle = descriptor.getHandle()
-        if handle.family != socket.AF_UNIX:
-            # Answers are written once a read: there is nothing for Nagle's algorithm to gather.
-            descriptor.setTcpNoDelay(True)
-            descriptor.setTcpKeepAlive(True)
-            for option, value in _KEEPALIVE:
-                handle.setsockopt(socket.IPPROTO_TCP, option, value)
+        if tune(descriptor):
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout)
         for option, size in self._buffers:
             if size is not None:

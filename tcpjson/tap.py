@@ -23,10 +23,11 @@ from twisted.python.threadpool import ThreadPool
 
 from tcpjson._version import __version__
 from tcpjson.auth import SUPPORTED, Authenticator
+from tcpjson.core.compression import COMPRESS_OVER
 from tcpjson.core.limits import RATE_POLICIES, Limits
 from tcpjson.fairqueue import FairQueue
 from tcpjson.proxied import ProxiedEndpoint
-from tcpjson.server import COMPRESS_OVER, TCPJSONServerFactory
+from tcpjson.server import TCPJSONServerFactory
 from tcpjson.service import ServerService, blame, fail, reason_of
 from tcpjson.systemd import ActivatedEndpoint, Notifier
 from tcpjson.tls import ServerTLS, split_tls

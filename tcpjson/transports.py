@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from ipaddress import IPv6Address as IPv6
 from ipaddress import IPv6Network, ip_address
@@ -9,8 +10,13 @@ from ipaddress import IPv6Network, ip_address
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
+from twisted.internet.tcp import Connection as TCPConnection
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+# Seconds without a word after which the system asks whether the other end is there, and seconds between two
+# such questions.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15))
 
 # What one holder of IPv6 addresses has at the least: addresses by the milliard.
 _IPV6_PREFIX = 64
@@ -28,6 +34,24 @@ def descriptor_of(transport: object) -> FileDescriptor | None:
     """The socket's transport below any wrappers (TLS, PROXY), or None where there is no socket."""
     *_, lowest = layers(transport)
     return lowest if isinstance(lowest, FileDescriptor) else None
+
+
+def tune(descriptor: object) -> bool:
+    """
+    Set up a TCP socket for messages: they are sent at once, and the system asks an end that is silent whether
+    it is there. Returns whether it is one.
+    """
+    if not isinstance(descriptor, TCPConnection):
+        return False
+    handle: socket.socket = descriptor.getHandle()
+    if handle.family == socket.AF_UNIX:
+        return False
+    # Messages are written once a read: there is nothing for Nagle's algorithm to gather.
+    descriptor.setTcpNoDelay(True)
+    descriptor.setTcpKeepAlive(True)
+    for option, value in _KEEPALIVE:
+        handle.setsockopt(socket.IPPROTO_TCP, option, value)
+    return True
 
 
 def is_encrypted(transport: object) -> bool:

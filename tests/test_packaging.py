@@ -256,6 +256,7 @@ class ConfigurationTests(SynchronousTestCase):
         setup, tox = configparser.RawConfigParser(), configparser.RawConfigParser()
         setup.read(PROJECT / "setup.cfg", encoding="utf-8")
         tox.read(PROJECT / "tox.ini", encoding="utf-8")
-        required = setup["options"]["install_requires"] + setup["options.extras_require"]["auth"]
+        extras = setup["options.extras_require"]
+        required = setup["options"]["install_requires"] + extras["auth"] + extras["console"]
         allowed = required.strip().replace(">=", "==").splitlines()
         self.assertEqual(tox["testenv:py311-lowest"]["deps"].strip().splitlines(), allowed)

@@ -10,6 +10,8 @@ from tcpjson.core.framing import frame, join_frames
 
 #: The names of what a connection can agree on, best first.
 NAMES = ("zlib",)
+#: Bytes over which a message is compressed, unless the server is told otherwise.
+COMPRESS_OVER = 1024
 
 # JSON repeats itself soon: higher levels save a tenth more and cost up to four times as much.
 _LEVEL = zlib.Z_BEST_SPEED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -33,6 +34,17 @@ def _plain(value: object) -> object:
 
 
 encode = msgspec.json.Encoder(enc_hook=_plain).encode
+
+
+def check_numbers(message: object) -> None:
+    """
+    Check that a message holds no number that JSON has not: NaN or an infinity. They are written as null;
+    where there is none in its payload, there is nothing to check. Raises `ValueError`.
+    """
+    # What is no builtin type is no such number.
+    plain = msgspec.to_builtins(message, enc_hook=lambda value: None)
+    json.dumps(plain, allow_nan=False, skipkeys=True)
+
 
 _check_grammar = msgspec.json.Decoder(Raw).decode
 
@@ -80,7 +92,7 @@ def encode_message(message: Message | dict[str, Any], timestamp: str, request_id
         if request_id is not UNSET:
             fields["id"] = request_id
         payload = encode(fields)
-        _check_own(payload)
+        _check_own(fields, payload)
         return payload
     # The message may be a request that is sent on, or an answer given again and again, frozen or not.
     message_id = message.id
@@ -105,11 +117,11 @@ def _encode_stamped(message: Message, timestamp: str) -> bytes:
     payload = encode(message)
     if getattr(message, "timestamp", UNSET) is UNSET:
         payload = b'%b,"timestamp":"%b"}' % (payload[:-1], timestamp.encode())
-    _check_own(payload)
+    _check_own(message, payload)
     return payload
 
 
-def _check_own(payload: bytes) -> None:
+def _check_own(message: object, payload: bytes) -> None:
     """Check what the application made: that it is wrong is not for the client to know."""
     try:
         # It may hold a Raw of its own, which nobody has looked at.
@@ -118,3 +130,5 @@ def _check_own(payload: bytes) -> None:
         check_value(payload, MAX_DEPTH + 1)
     except (BadJSON, msgspec.DecodeError) as error:
         raise ValueError(f"cannot be sent: {error}") from None
+    if payload.find(b"null") >= 0:
+        check_numbers(message)

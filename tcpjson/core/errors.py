@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 #: The ends of a connection that no error message announces (section 9).
 CLIENT_CLOSED = "client_closed"
 CONNECTION_LOST = "connection_lost"
 HANDSHAKE_FAILED = "handshake_failed"
 CLOSED_BY_HANDLER = "closed_by_handler"
+
+# Seconds that nobody would wait.
+_LONGEST = 1e9
+# Characters of what a server says is wrong.
+_LONGEST_TEXT = 500
 
 #: The error classes by their code on the wire.
 CODES: dict[str, type[ProtocolError]] = {}
@@ -23,7 +28,7 @@ class ProtocolError(Exception):
         retry_after: seconds after which to try again, where that helps.
     """
 
-    code: ClassVar[str]
+    code: str
     #: Whether the connection closes after the error.
     fatal: ClassVar[bool] = False
     text: ClassVar[str]
@@ -148,3 +153,59 @@ class Internal(ProtocolError):
 class HandlerTimeout(ProtocolError):
     code = "timeout"
     text = "the message took too long to handle"
+
+
+def _shown(text: object) -> str:
+    """A stranger's text, fit for a line of a log or a terminal; empty where it is none."""
+    if not isinstance(text, str):
+        return ""
+    text = text[:_LONGEST_TEXT]
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def error_of(message: dict[str, Any]) -> ProtocolError:
+    """
+    The exception that an `error` message stands for: of the class of its `code`, or a `ProtocolError` with
+    that code where it is unknown. Fields that are missing or of a wrong type are passed over; texts are cut,
+    and hold nothing that cannot be printed.
+    """
+    code = _shown(message.get("code")) or "error"
+    text = _shown(message.get("message")) or code
+    retry_after = message.get("retry_after")
+    # An integer of JSON can be longer than any float.
+    if not (isinstance(retry_after, (int, float)) and 0 <= retry_after < _LONGEST):
+        retry_after = None
+    kind = CODES.get(code, ProtocolError)
+    # An application's own may be made of other things.
+    error = kind.__new__(kind)
+    ProtocolError.__init__(error, text, retry_after=retry_after)
+    error.code = code
+    return error
+
+
+class ClientError(Exception):
+    """What fails at the client's own side. No code stands for it on the wire."""
+
+
+class Disconnected(ClientError):
+    """No connection, or it ended before the reply came: whether the request was handled is not known."""
+
+
+class RequestTimeout(ClientError, TimeoutError):
+    """The reply did not come in time."""
+
+
+class QueueFull(ClientError):
+    """More waits to be sent than may: wait for replies, then go on."""
+
+
+class PermanentError(ClientError):
+    """What no retry heals."""
+
+
+class ProtocolMismatch(PermanentError):
+    """What answers is no tcpjson server, or one of another version."""
+
+
+class AuthenticationFailed(PermanentError):
+    """The server does not let the client in, or did not prove who it is."""

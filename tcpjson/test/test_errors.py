@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.core import errors
+from tcpjson.test.hypo import given
 
 # The column "fatal" of section 9; True stands for "by policy" too.
 FATAL = {
@@ -87,3 +91,84 @@ class ErrorTests(SynchronousTestCase):
         self.assertEqual(
             silent, {"client_closed", "connection_lost", "handshake_failed", "closed_by_handler"}
         )
+
+
+class ErrorOfTests(SynchronousTestCase):
+    """`error_of`: from the message back to the exception."""
+
+    def test_each_code_is_its_class(self) -> None:
+        for code, kind in OURS.items():
+            error = errors.error_of({"type": "error", "code": code, "message": "why", "retry_after": 2})
+            self.assertIs(type(error), kind)
+            self.assertEqual((str(error), error.code, error.retry_after), ("why", code, 2))
+
+    def test_an_unknown_code(self) -> None:
+        error = errors.error_of({"code": "quota", "message": "none left"})
+        self.assertIs(type(error), errors.ProtocolError)
+        self.assertEqual((str(error), error.code, error.fatal), ("none left", "quota", False))
+        # The class has no code of its own.
+        self.assertFalse(hasattr(errors.ProtocolError, "code"))
+
+    def test_without_a_text(self) -> None:
+        for text in (None, "", 5, ["x"]):
+            self.assertEqual(str(errors.error_of({"code": "quota", "message": text})), "quota")
+        self.assertEqual(str(errors.error_of({})), "error")
+
+    def test_an_odd_time(self) -> None:
+        """What is no time to wait is passed over."""
+        odd: list[Any] = [-1, float("nan"), float("inf"), -float("inf"), "5", None, [5], 10**400]
+        for told in odd:
+            self.assertIsNone(errors.error_of({"code": "going_away", "retry_after": told}).retry_after, told)
+        for told in (0, 0.5, 3600):
+            self.assertEqual(errors.error_of({"retry_after": told}).retry_after, told)
+
+    def test_an_error_of_an_application(self) -> None:
+        """That it is made in another way is no concern of whoever hears its code."""
+
+        class Quota(errors.ProtocolError):
+            code = "test_quota"
+            text = "none left"
+
+            def __init__(self, left: int, unit: str) -> None:
+                super().__init__(f"{left} {unit}")
+
+        self.addCleanup(errors.CODES.pop, "test_quota")
+        error = errors.error_of({"code": "test_quota", "message": "0 bytes", "retry_after": 5})
+        self.assertEqual((str(error), error.code, error.retry_after), ("0 bytes", "test_quota", 5))
+
+    @given(
+        st.dictionaries(
+            st.sampled_from(["code", "message", "retry_after", "fatal", "id"]),
+            st.one_of(
+                st.none(),
+                st.integers(),
+                st.floats(),
+                st.text(),
+                st.lists(st.integers()),
+                st.sampled_from(sorted(OURS)),
+            ),
+        )
+    )
+    def test_any_message(self, message: dict[str, Any]) -> None:
+        error = errors.error_of(message)
+        self.assertTrue(str(error))
+        self.assertIsInstance(error.code, str)
+        if error.retry_after is not None:
+            self.assertTrue(0 <= error.retry_after < float("inf"))
+
+
+class ClientErrorTests(SynchronousTestCase):
+    """What fails at the client's own side."""
+
+    def test_a_timeout_is_one_of_python(self) -> None:
+        self.assertTrue(issubclass(errors.RequestTimeout, TimeoutError))
+
+    def test_which_are_for_ever(self) -> None:
+        self.assertTrue(issubclass(errors.ProtocolMismatch, errors.PermanentError))
+        self.assertTrue(issubclass(errors.AuthenticationFailed, errors.PermanentError))
+        for passing in (errors.Disconnected, errors.RequestTimeout, errors.QueueFull):
+            self.assertFalse(issubclass(passing, errors.PermanentError))
+            self.assertTrue(issubclass(passing, errors.ClientError))
+
+    def test_they_have_no_code(self) -> None:
+        self.assertFalse(issubclass(errors.ClientError, errors.ProtocolError))

@@ -32,13 +32,13 @@ FLOORS = (
         "tlstransport",
         "handlers",
     },
-    {"fairqueue", "verifiers", "auth"},
-    {"classic", "dialects", "exchange", "connection", "server"},
-    {"", "vectors", "testing", "service", "tap", "passwd"},
+    {"fairqueue", "verifiers", "auth", "credentials", "trace"},
+    {"classic", "dialects", "exchange", "connection", "server", "client"},
+    {"", "vectors", "testing", "service", "tap", "passwd", "blocking", "console", "demo"},
 )
 
 # Who may touch the global reactor, within functions.
-PROGRAMS = {"service", "tap"}
+PROGRAMS = {"service", "tap", "blocking", "console", "demo"}
 
 # Beside the standard library, all that `core` is made with; and what of the standard library it does without.
 CORE_REQUIRES = {"msgspec"}

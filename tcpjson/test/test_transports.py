@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from ipaddress import IPv6Address as IPv6
 from ipaddress import IPv6Network
 from typing import Any
@@ -18,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tcpjson.proxied import ProxiedProtocol
 from tcpjson.test.hypo import given
 from tcpjson.test.wires import Loop, attach, socket_pair, tls_factory
-from tcpjson.transports import client_id_of, descriptor_of, is_encrypted, layers, network_of
+from tcpjson.transports import client_id_of, descriptor_of, is_encrypted, layers, network_of, tune
 
 
 def v4(host: str) -> IPv4Address:
@@ -81,6 +82,45 @@ class LayerTests(SynchronousTestCase):
     def test_in_memory(self) -> None:
         self.assertIsNone(descriptor_of(StringTransport()))
         self.assertFalse(is_encrypted(StringTransport()))
+
+
+class TuneTests(SynchronousTestCase):
+    """`tune`."""
+
+    def accept(self) -> tuple[Any, socket.socket]:
+        """Both ends of a TCP connection: one's transport, the other's socket."""
+        loop = Loop()
+        protocol = Protocol()
+        port = loop.listenTCP(0, Factory.forProtocol(lambda: protocol), interface="127.0.0.1")
+        self.addCleanup(loop.close)
+        end = socket.create_connection(("127.0.0.1", port.getHost().port))
+        self.addCleanup(end.close)
+        loop.settle()
+        return protocol.transport, end
+
+    def test_a_tcp_socket(self) -> None:
+        transport, _ = self.accept()
+        handle = transport.getHandle()
+        for level, option in (
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        ):
+            self.assertFalse(handle.getsockopt(level, option))
+        self.assertTrue(tune(transport))
+        self.assertTrue(handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertTrue(handle.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        self.assertEqual(handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
+        self.assertEqual(handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 15)
+
+    def test_others(self) -> None:
+        """A Unix socket, nothing at all, and what is in memory."""
+        loop = Loop()
+        ours, theirs = socket_pair()
+        self.addCleanup(theirs.close)
+        self.addCleanup(loop.close)
+        self.assertFalse(tune(attach(loop, Protocol(), ours)))
+        self.assertFalse(tune(None))
+        self.assertFalse(tune(StringTransport()))
 
 
 class ClientIdTests(SynchronousTestCase):

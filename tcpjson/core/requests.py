@@ -1,0 +1,84 @@
+"""What a client sends: payloads, with the id that the reply is to carry (docs/protocol.rst, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import UNSET
+
+from tcpjson.core.encoding import check_numbers, encode
+from tcpjson.core.messages import Message
+
+# Most are dicts, and to ask only whether something is a mapping takes three times as long.
+_MAPPINGS = (dict, Mapping)
+
+
+def encode_message(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
+    """
+    The type of a message, and its payload.
+
+    Raises:
+        TypeError: it is no message with a type, or holds what JSON has not.
+        ValueError: it holds a number or a text that JSON has not, or nests too deep.
+    """
+    if isinstance(message, Message):
+        config = message.__struct_config__
+        kind = None if config.array_like else config.tag
+    elif isinstance(message, _MAPPINGS):
+        kind = message.get("type")
+        if type(message) is not dict:
+            message = dict(message)
+    else:
+        raise TypeError(f"a {type(message).__name__} is no message")
+    if not isinstance(kind, str):
+        raise TypeError("a message has a type, a string")
+    try:
+        payload = encode(message)
+        if payload.find(b"null") >= 0:
+            check_numbers(message)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return kind, payload
+
+
+def encode_request(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
+    """
+    The type of a message, and its payload without an `id`.
+
+    Raises:
+        TypeError, ValueError: as `encode_message`, and when it has an `id`.
+    """
+    if _id(message) is not UNSET:
+        raise ValueError("the id of a request is the client's to choose")
+    return encode_message(message)
+
+
+def encode_unasked(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
+    """
+    The type of a message that nobody waits for the reply to, and its payload. An `id` is the caller's own.
+
+    Raises:
+        TypeError, ValueError: as `encode_message`, and for an `id` below 0, which could be a request's.
+    """
+    kind, payload = encode_message(message)
+    own = _id(message)
+    if isinstance(own, int) and own < 0:
+        raise ValueError("an id of your own must be a text, or a number from 0 up")
+    return kind, payload
+
+
+def _id(message: object) -> object:
+    if isinstance(message, Message):
+        return message.id
+    return message.get("id", UNSET) if isinstance(message, _MAPPINGS) else UNSET
+
+
+def with_id(payload: bytes, key: int) -> bytes:
+    """The payload of a message that has no `id`, with this one."""
+    return b'%b,"id":%d}' % (payload[:-1], key)
+
+
+def with_timestamp(payload: bytes, timestamp: str) -> bytes:
+    """The payload of a message with a `timestamp`, which a classic server may look for."""
+    return b'%b,"timestamp":"%b"}' % (payload[:-1], timestamp.encode())
