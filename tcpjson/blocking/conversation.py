@@ -17,7 +17,7 @@ from tcpjson.core.errors import (
     error_of,
 )
 from tcpjson.core.framing import FrameReader, FrameTooLong, join_frames, length_hint
-from tcpjson.core.handshake import FIRST_MAX_LENGTH, HELLO_ID, Handshake, Json
+from tcpjson.core.handshake import FIRST_MAX_LENGTH, HELLO_ID, MAX_LENGTH, Handshake, Json
 from tcpjson.core.requests import encode_message
 from tcpjson.core.session import State
 
@@ -44,13 +44,17 @@ class Conversation:
     Args:
         handshake: what is said before the client is served.
         trace: is told all that comes and goes.
+        max_length: bytes of the longest message that is taken.
     """
 
-    def __init__(self, handshake: Handshake, trace: Trace | None = None) -> None:
+    def __init__(
+        self, handshake: Handshake, trace: Trace | None = None, max_length: int = MAX_LENGTH
+    ) -> None:
         #: What the server said of itself, and of the client.
         self.handshake = handshake
         self._trace = trace
         self._reader = FrameReader()
+        self._longest = max_length
         self._max_length = FIRST_MAX_LENGTH
         # Whether all of the handshake is behind us, the answer to `hello` too.
         self._settled = False
@@ -92,7 +96,8 @@ class Conversation:
             # How to read what follows an answer of the handshake is known when that was read.
             payloads = self._reader.take(_BATCH if self._settled else 1, self._max_length)
         except FrameTooLong as error:
-            raise self._nonsense(f"a frame of {error.length} bytes", length_hint(error.length)) from None
+            hint = length_hint(error.length) or f"at most {self._max_length} are taken"
+            raise self._nonsense(f"a frame of {error.length} bytes", hint) from None
         except ProtocolError as error:
             raise self._nonsense("what cannot be read", str(error)) from None
         if payloads and self._trace is not None:
@@ -139,7 +144,7 @@ class Conversation:
         server = handshake.server
         if server is None:
             return
-        self._max_length = server.longest_answer
+        self._max_length = server.longest_answer(self._longest)
         if message.get("id") == HELLO_ID:
             self._greeted = True
             self._answers_pings = message.get("heartbeat") is True

@@ -18,7 +18,7 @@ from tcpjson.client.factory import TCPJSONClientFactory
 from tcpjson.client.link import Link, check_seconds
 from tcpjson.client.protocol import Options, Reply, Trace
 from tcpjson.core.errors import ClientError, ProtocolError
-from tcpjson.core.handshake import Credentials, Json, ServerInfo
+from tcpjson.core.handshake import MAX_LENGTH, Credentials, Json, ServerInfo
 from tcpjson.core.messages import Message
 from tcpjson.core.requests import encode_request, encode_unasked
 from tcpjson.timestamps import Timestamps
@@ -29,15 +29,15 @@ Sendable = Message | Mapping[str, Any] | str
 _OFFLINE = ("fail", "queue")
 
 
-def _whole(message: Json) -> Any:
+def _whole(reply: Reply, message: Json) -> Any:
     return message
 
 
-def _content(message: Json) -> Any:
+def _content(reply: Reply, message: Json) -> Any:
     return message.get("content")
 
 
-def _recipients(message: Json) -> int:
+def _recipients(reply: Reply, message: Json) -> int:
     recipients = message.get("recipients")
     return recipients if isinstance(recipients, int) else 0
 
@@ -74,6 +74,7 @@ class Client:
         timeout: seconds in which a reply must come, unless a request says otherwise; None: no limit.
         offline: what becomes of requests while there is no connection: they "fail", or "queue".
         max_queue: bytes that may wait to be sent, in the queue and on the connection.
+        max_length: bytes of the longest message that is taken; one that is longer ends the connection.
         retries: how many failed attempts to connect may follow one on another; None: any number.
         compress: whether to agree on compression.
         silence: seconds of silence after which the server is asked whether it is there; None: as the
@@ -88,7 +89,10 @@ class Client:
         wall: tells the time of day in seconds since 1970.
         run: calls a function that may take half a second, for a login; in a thread, when None.
 
-    Callbacks may return a coroutine or a Deferred. What they raise is logged.
+    Callbacks may return a coroutine or a Deferred; nothing waits for it, so bound what is under way yourself.
+    What they raise is logged.
+
+    Values are written as msgspec writes them: a set as a list, bytes in base64, a date as text.
 
     Raises:
         ValueError: with one line, if an argument will not do.
@@ -104,6 +108,7 @@ class Client:
         timeout: float | None = 30.0,
         offline: str = "fail",
         max_queue: int = 8 * 1024 * 1024,
+        max_length: int = MAX_LENGTH,
         retries: int | None = None,
         compress: bool = True,
         silence: float | None = None,
@@ -121,8 +126,9 @@ class Client:
             raise ValueError(f"offline must be one of {', '.join(_OFFLINE)}")
         check_seconds("timeout", timeout)
         check_seconds("silence", silence)
-        if not max_queue > 0:
-            raise ValueError("max_queue must be greater than 0")
+        for name, size in (("max_queue", max_queue), ("max_length", max_length)):
+            if not size > 0:
+                raise ValueError(f"{name} must be greater than 0")
         if retries is not None and retries < 0:
             raise ValueError("retries must be at least 0")
         if ca is not None and where is None:
@@ -137,6 +143,7 @@ class Client:
                 compress,
                 silence,
                 max_queue,
+                max_length,
                 trace,
                 Timestamps(wall).now,
                 run or (lambda function: deferToThreadPool(reactor, reactor.getThreadPool(), function)),
@@ -231,8 +238,12 @@ class Client:
         """Ask whether the server is there; the result is the round trip in seconds."""
         reply = Reply(self._forget)
         reply.sent = self._clock.seconds()
-        reply.extract = lambda message: self._clock.seconds() - reply.sent
+        reply.extract = self._round_trip
         return self._ask(reply, {"type": "ping"}, timeout)
+
+    def _round_trip(self, reply: Reply, message: Json) -> float:
+        seconds: float = self._clock.seconds() - reply.sent
+        return seconds
 
     def echo(self, content: object, *, timeout: float | UnsetType | None = UNSET) -> Deferred[Any]:
         """Have a value sent back; the result is that value."""

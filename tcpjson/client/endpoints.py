@@ -23,6 +23,8 @@ from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFrom
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tcpjson.core.text import printable
+
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
 
@@ -54,28 +56,31 @@ def client_endpoint(
             raise ValueError("an authority is of use with a host and port only")
         return where
     where = where.strip()
+    shown = printable(where, 100)
     match = _HOST.fullmatch(where)
     if match is not None and match["host"] in _KINDS and match["port"]:
-        raise ValueError(f"{where}: no host in it; {match['host']}:localhost:{match['port']} has one")
+        raise ValueError(f"{shown}: no host in it; {match['host']}:localhost:{match['port']} has one")
+    if where.startswith("ssl:") and ":hostname=" not in where:
+        raise ValueError(f"{shown}: ssl: speaks with whoever answers; tls:HOST:PORT looks at the certificate")
     if match is None or (match["host"] == "unix" and match["port"]):
         if ca is not None:
-            raise ValueError(f"{where}: an authority is of use with a host and port only; see trustRoots=")
+            raise ValueError(f"{shown}: an authority is of use with a host and port only; see trustRoots=")
         try:
             endpoint: IStreamClientEndpoint = clientFromString(reactor, where)
         except Exception as error:
             # What a description that is none raises, or a file that is not there, is for Twisted to choose.
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise ValueError(f"{where}: {reason}") from None
+            raise ValueError(f"{shown}: {printable(reason, 100)}") from None
         return endpoint
     host = match["ipv6"] or match["host"]
     port = match["port"] or str(PORT)
     if len(port) > 5 or not 0 < int(port) < 65536:
-        raise ValueError(f"{where:.100}: there is no such port")
+        raise ValueError(f"{shown}: there is no such port")
     try:
         plain = _plain_endpoint(reactor, host, int(port))
         return plain if ca is None else wrapClientTLS(_trust(host, ca), plain)
     except UnicodeError:
-        raise ValueError(f"{where}: no name of a host") from None
+        raise ValueError(f"{shown}: no name of a host") from None
 
 
 def _plain_endpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:

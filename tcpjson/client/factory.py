@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IConnector, IReactorTime
     from twisted.python.failure import Failure
 
+
 class Owner(Protocol):
     """Whose factory it is."""
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 
@@ -146,8 +146,11 @@ class Link:
             self._connector.connect()
 
     def connect(self, timeout: float | None) -> Deferred[Json]:
-        """Start, and wait for the welcome. Raises `TypeError` or `ValueError` when the timeout is none."""
-        check_seconds("timeout", timeout)
+        """Start, and wait for the welcome."""
+        try:
+            check_seconds("timeout", timeout)
+        except (TypeError, ValueError) as error:
+            return fail(error)
         if self.serving is not None:
             return succeed(self.serving.welcome)
         deferred: Deferred[Json] = Deferred(self._connecting_cancelled)
@@ -320,7 +323,7 @@ class Link:
     def replied(self, reply: Reply, message: Json) -> None:
         """The reply to a request has come."""
         self._deadlines.clear(reply)
-        reply.callback(reply.extract(message))
+        reply.callback(reply.extract(reply, message))
 
     def refused(self, reply: Reply, error: ProtocolError) -> None:
         """The reply to a request has come, and is an error."""
@@ -339,8 +342,10 @@ class Link:
 
     def gone(self, connection: ClientProtocol, error: Exception, waiting: list[Reply]) -> None:
         """The connection is no more; these still waited for their replies."""
-        self._current = self.serving = None
-        self.error = error
+        # Whoever has the factory may have made another meanwhile.
+        if self._current is connection:
+            self._current = self.serving = None
+            self.error = error
         self._fail(waiting, error if isinstance(error, ClientError) else Disconnected(str(error)))
         closing, self._closing = self._closing, []
         if not self.running:

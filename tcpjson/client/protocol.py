@@ -38,6 +38,7 @@ from tcpjson.core.handshake import (
     Step,
 )
 from tcpjson.core.heartbeat import Heartbeat, Verdict
+from tcpjson.core.limits import HIGH_WATER, LARGEST_FRAME
 from tcpjson.core.replies import LATE, Replies
 from tcpjson.core.requests import encode_message, with_id, with_timestamp
 from tcpjson.core.session import State
@@ -86,7 +87,7 @@ class Reply(Deferred[Any]):
     """A request that waits for its reply, wherever that is: for a connection, or at one."""
 
     #: What of the reply is the result.
-    extract: Callable[[Json], Any]
+    extract: Callable[[Reply, Json], Any]
     #: The connection it was sent on, and its key there.
     connection: ClientProtocol | None = None
     key = 0
@@ -106,6 +107,7 @@ class Options:
     compress: bool
     silence: float | None
     max_queue: int
+    max_length: int
     trace: Trace | None
     timestamp: Callable[[], str]
     run: Callable[[Callable[[], Json]], Deferred[Json]]
@@ -151,6 +153,8 @@ class ClientProtocol(TCPJSONProtocol):
     served = False
 
     _complained = False
+    # Whether this turn sends a ping to see which replies never came.
+    _probed = False
     _batch_open = False
     _flush_call: IDelayedCall | None = None
     _handshake_call: IDelayedCall | None = None
@@ -265,8 +269,9 @@ class ClientProtocol(TCPJSONProtocol):
     def _hear(self, message: Json) -> None:
         kind = message.get("type")
         if kind == "ping" and self.server is not None and not self.server.classic:
-            # As we asked for in `hello`.
-            self._put(_pong(message.get("timestamp")))
+            # As we asked for in `hello`. One that does not read needs no further sign of life.
+            if self._outbox.waiting + self._unsent_size <= HIGH_WATER:
+                self._put(_pong(message.get("timestamp")))
             return
         if kind == "error" and isinstance(self._take_error(message), GoingAway):
             self._owner.leaving(self)
@@ -291,7 +296,8 @@ class ClientProtocol(TCPJSONProtocol):
             hint = length_hint(length)
             self.fail(ProtocolMismatch("what answers is no tcpjson server" + (f": {hint}" if hint else "")))
         else:
-            self.fail(Disconnected(f"the server sent a frame of {length} bytes, longer than any answer"))
+            longest = self.MAX_LENGTH
+            self.fail(Disconnected(f"the server sent a frame of {length} bytes; at most {longest} are taken"))
 
     def frameRefused(self, error: ProtocolError) -> None:
         self.fail(Disconnected(f"the server sent a bad frame: {error}"))
@@ -309,11 +315,8 @@ class ClientProtocol(TCPJSONProtocol):
             return
         server = handshake.server
         if before is State.OPEN and server is not None:
-            self.MAX_LENGTH = server.longest_answer
-            if server.max_length is not None:
-                self._longest = server.max_length
-            else:
-                self._longest = self.MAX_LENGTH
+            self.MAX_LENGTH = server.longest_answer(self._options.max_length)
+            self._longest = server.max_length or LARGEST_FRAME
         if handshake.compression is not None:
             self._reader.inflate = compression.inflate
         for step in steps:
@@ -391,8 +394,9 @@ class ClientProtocol(TCPJSONProtocol):
     def forget(self, reply: Reply) -> None:
         """It waits no more."""
         self._replies.forget(reply.key)
-        if self._replies.classic and not self._holds & Hold.ENDING:
+        if self._replies.classic and not (self._probed or self._holds & Hold.ENDING):
             # If the reply never comes, the one to this says so.
+            self._probed = True
             self._ping()
 
     def _ping(self) -> None:
@@ -440,6 +444,7 @@ class ClientProtocol(TCPJSONProtocol):
     def _flush(self) -> None:
         payloads, self._unsent = self._unsent, []
         self._unsent_size = 0
+        self._probed = False
         if not payloads:
             return
         if self._trace is not None:

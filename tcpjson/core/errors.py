@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
+from tcpjson.core.text import printable
+
 #: The ends of a connection that no error message announces (section 9).
 CLIENT_CLOSED = "client_closed"
 CONNECTION_LOST = "connection_lost"
@@ -12,8 +14,6 @@ CLOSED_BY_HANDLER = "closed_by_handler"
 
 # Seconds that nobody would wait.
 _LONGEST = 1e9
-# Characters of what a server says is wrong.
-_LONGEST_TEXT = 500
 
 #: The error classes by their code on the wire.
 CODES: dict[str, type[ProtocolError]] = {}
@@ -155,23 +155,17 @@ class HandlerTimeout(ProtocolError):
     text = "the message took too long to handle"
 
 
-def _shown(text: object) -> str:
-    """A stranger's text, fit for a line of a log or a terminal; empty where it is none."""
-    if not isinstance(text, str):
-        return ""
-    text = text[:_LONGEST_TEXT]
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
 def error_of(message: dict[str, Any]) -> ProtocolError:
     """
     The exception that an `error` message stands for: of the class of its `code`, or a `ProtocolError` with
     that code where it is unknown. Fields that are missing or of a wrong type are passed over; texts are cut,
     and hold nothing that cannot be printed.
     """
-    code = _shown(message.get("code")) or "error"
-    text = _shown(message.get("message")) or code
+    code = message.get("code")
+    text = message.get("message")
     retry_after = message.get("retry_after")
+    code = printable(code) if isinstance(code, str) and code else "error"
+    text = printable(text) if isinstance(text, str) and text else code
     # An integer of JSON can be longer than any float.
     if not (isinstance(retry_after, (int, float)) and 0 <= retry_after < _LONGEST):
         retry_after = None

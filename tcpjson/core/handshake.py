@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import fields
 
 from tcpjson.core import compression
 from tcpjson.core.errors import AuthenticationFailed, AuthFailed, GoingAway, ProtocolMismatch, error_of
-from tcpjson.core.limits import LARGEST_FRAME
 from tcpjson.core.session import Event, State, advance
+from tcpjson.core.text import printable
 
 Json = dict[str, Any]
 
 #: The ids of the client's own `hello` and `auth`.
 HELLO_ID = -1
 AUTH_ID = -2
-#: Bytes of a frame that is taken before the welcome.
+#: Bytes of a frame that is taken before the welcome; and of any, unless the client is told otherwise.
 FIRST_MAX_LENGTH = 1024 * 1024
+MAX_LENGTH = 16 * 1024 * 1024
 
 _VERSION = 1
 # What comes back of a message can be six times as long, as every byte of a text may be escaped; and bytes
@@ -29,12 +32,14 @@ _GROWTH, _ENVELOPE = 6, 4096
 _BEATS = 2
 _SILENCE = 50.0
 _SHORTEST_SILENCE, _LONGEST_SILENCE = 1.0, 3600.0
+# Nothing that a server says of itself is as large; an integer of JSON can be larger than any float.
+_LARGEST_SIZE = 1e18
 
 
 def _named(value: object) -> str:
     """A stranger's value, for people: it may be long, or nested as deep as can be."""
     if isinstance(value, str):
-        return f"{value:.64}"
+        return printable(value, 64)
     return str(value) if isinstance(value, int) and abs(value) < 2**64 else type(value).__name__
 
 
@@ -57,18 +62,37 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it knows sections 1 to 3 alone."""
         return self.protocol is None
 
-    @property
-    def longest_answer(self) -> int:
-        """Bytes that a payload of the server's may have."""
+    def longest_answer(self, longest: int) -> int:
+        """Bytes that a payload of the server's may have, for a client that takes no more than `longest`."""
         if self.max_length is None:
-            return LARGEST_FRAME
-        return min(_GROWTH * self.max_length + _ENVELOPE, LARGEST_FRAME)
+            return longest
+        return min(_GROWTH * self.max_length + _ENVELOPE, longest)
 
     @property
     def silence(self) -> float:
         """Seconds without a word of it after which it is asked whether it is there (section 8)."""
         seconds = _SILENCE if self.heartbeat is None else _BEATS * self.heartbeat
         return min(max(seconds, _SHORTEST_SILENCE), _LONGEST_SILENCE)
+
+
+def _server(welcome: Json) -> ServerInfo:
+    """What a welcome says; fields that are of another type, or no such value, are passed over."""
+    found: dict[str, Any] = {}
+    for field in fields(ServerInfo):
+        value = welcome.get(field.name)
+        if isinstance(value, list):
+            value = [each for each in value if isinstance(each, str)]
+        elif isinstance(value, dict):
+            value = {name: each for name, each in value.items() if _is_size(each)}
+        elif isinstance(value, (int, float)) and not _is_size(value):
+            continue
+        with suppress(msgspec.ValidationError):
+            found[field.name] = msgspec.convert(value, field.type, strict=False)
+    return ServerInfo(**found)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < _LARGEST_SIZE and value is not True
 
 
 class Login(Protocol):
@@ -189,14 +213,9 @@ class Handshake:
             self.server = ServerInfo(client_id=client_id if isinstance(client_id, str) else "")
             self.state = advance(self.state, Event.IDENTIFIED)
             return []
-        if message["protocol"] != _VERSION:
+        if message["protocol"] != _VERSION or message["protocol"] is True:
             raise ProtocolMismatch(f"the server speaks version {_named(message['protocol'])}, not {_VERSION}")
-        try:
-            # Some write a list of nothing as null.
-            fields = {name: value for name, value in message.items() if value is not None}
-            server = self.server = msgspec.convert(fields, ServerInfo)
-        except msgspec.ValidationError as error:
-            raise ProtocolMismatch(f"a welcome that cannot be understood: {error}") from None
+        server = self.server = _server(message)
         hello: Json = {"type": "hello", "client": self._name, "heartbeat": True, "id": HELLO_ID}
         if self._compress and server.compression:
             self._asked_for = compression.NAMES
@@ -205,7 +224,9 @@ class Handshake:
             self.state = advance(self.state, Event.IDENTIFIED)
             return [hello]
         if self._credentials is None:
-            raise AuthenticationFailed(f"the server asks who it is ({', '.join(server.auth):.100})")
+            raise AuthenticationFailed(
+                f"the server asks who it is ({printable(', '.join(server.auth), 100)})"
+            )
         self._login = self._credentials.begin(server.auth, self._secure)
         self.state = advance(self.state, Event.CHALLENGED)
         return [hello, {"type": "auth", **self._login.first, "id": AUTH_ID}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -35,6 +37,7 @@ from tcpjson.core.messages import Message
 from tcpjson.test.hypo import given
 from tcpjson.test.test_client_link import ASKS, GOING_AWAY, ClientTestCase, Net, then, trap
 from tcpjson.test.test_client_protocol import CLASSIC, WELCOME, Line, Proofs, admitted, challenge, values
+from tcpjson.test.wires import authority
 
 
 class Move(Message, tag="move"):
@@ -52,6 +55,7 @@ class RequestTests(ClientTestCase):
 
     def test_ping(self) -> None:
         line = self.serve()
+        self.clock.advance(5)
         ping = self.client.ping()
         self.clock.advance(0.25)
         self.assertEqual(self.answer(line, type="pong"), {"type": "ping"})
@@ -277,6 +281,23 @@ class TimeoutTests(ClientTestCase):
         self.assertEqual(self.names(), ["on_connect"])
         self.end()
 
+    def test_one_that_was_answered(self) -> None:
+        """Its time is over, whatever the answer was."""
+        line = self.serve()
+        asked = [self.client.ping(timeout=5), self.client.ping(timeout=5)]
+        keys = [message["id"] for message in line.heard()]
+        line.say({"type": "pong", "id": keys[0]}, {"type": "error", "code": "internal", "id": keys[1]})
+        self.clock.advance(20)
+        self.successResultOf(asked[0])
+        self.failureResultOf(asked[1], ProtocolError)
+        self.end()
+
+    def test_the_longest(self) -> None:
+        self.serve()
+        self.assertNoResult(self.client.ping(timeout=1e6).addErrback(trap(Disconnected)))
+        self.failureResultOf(self.client.ping(timeout=1e6 + 1), ValueError)
+        self.end()
+
     def test_one_that_expires_asks_again_and_cancels_another(self) -> None:
         self.serve()
         asked = [self.client.ping(timeout=1) for _ in range(3)]
@@ -353,6 +374,7 @@ class ArgumentTests(SynchronousTestCase):
             {"silence": -1.0},
             {"max_queue": 0},
             {"max_queue": -5},
+            {"max_length": 0},
             {"retries": -1},
             {"ca": "/nonexistent"},
             {"where": "localhost", "ca": "/nonexistent"},
@@ -363,6 +385,14 @@ class ArgumentTests(SynchronousTestCase):
             with self.assertRaises(ValueError) as caught:
                 Client(Clock(), **options)
             self.assertEqual(len(str(caught.exception).splitlines()), 1)
+
+    def test_an_authority(self) -> None:
+        """With a host and a port, which it is for."""
+        path = Path(self.mktemp())
+        authority().cert_pem.write_to_path(str(path))
+        Client(MemoryReactorClock(), "localhost:9999", ca=str(path))
+        with self.assertRaisesRegex(ValueError, "of use with a host and port only"):
+            Client(MemoryReactorClock(), ca=str(path))
 
     def test_nothing_happens_before_the_start(self) -> None:
         clock = Clock()

@@ -6,7 +6,6 @@ import errno
 from typing import Any
 
 from hypothesis import strategies as st
-from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError, NotConnectingError
 from twisted.internet.interfaces import IConnector
 from twisted.internet.protocol import ReconnectingClientFactory
@@ -16,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tcpjson.client.factory import TCPJSONClientFactory
-from tcpjson.client.protocol import ClientProtocol, Options
+from tcpjson.client.protocol import ClientProtocol
 from tcpjson.core.errors import (
     AuthenticationFailed,
     Disconnected,
@@ -25,7 +24,7 @@ from tcpjson.core.errors import (
     ServerFull,
 )
 from tcpjson.test.hypo import given
-from tcpjson.test.test_client_protocol import ADDRESS, NOW, Listener
+from tcpjson.test.test_client_protocol import ADDRESS, Listener, options_of
 
 REFUSED = Failure(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
 LOST = Failure(ConnectionLost())
@@ -41,8 +40,7 @@ class Owner:
         self.error: Exception | None = None
 
     def build(self) -> ClientProtocol:
-        options = Options(None, True, None, 1000, None, lambda: NOW, maybeDeferred)
-        return ClientProtocol(self._clock, Listener(), options)
+        return ClientProtocol(self._clock, Listener(), options_of())
 
     def begun(self) -> None:
         self.events.append(("begun",))

@@ -396,7 +396,9 @@ class ConnectTests(ClientTestCase):
         self.make(retries=0)
         connecting = self.client.connect()
         self.net.refuse()
-        self.assertEqual(str(self.failureResultOf(connecting, Disconnected).value), "Connection refused")
+        error = self.failureResultOf(connecting, Disconnected).value
+        self.assertEqual(str(error), "Connection refused")
+        self.assertIsInstance(error.__cause__, ConnectionRefusedError)
         self.assertEqual(self.names(), ["on_failure"])
         self.assert_idle()
 
@@ -407,6 +409,33 @@ class ConnectTests(ClientTestCase):
         errors = [self.failureResultOf(one, AuthenticationFailed).value for one in both]
         self.assertIsNot(*errors)
         self.assert_idle()
+
+    def test_the_server_had_no_room(self) -> None:
+        """All that it said is known to whoever waited, and who asks then."""
+        self.make(retries=0)
+        connecting = self.client.connect()
+        self.net.accept().say({"type": "error", "code": "server_full", "retry_after": 42})
+        self.clock.advance(0)
+        for told in (connecting, self.client.ping()):
+            error = self.failureResultOf(told, ServerFull).value
+            self.assertEqual((error.code, error.retry_after), ("server_full", 42))
+
+    def test_no_time_to_wait(self) -> None:
+        self.failureResultOf(self.client.connect(timeout=-1), ValueError)
+        self.assert_idle()
+
+    def test_one_begins_anew(self) -> None:
+        """It is not told of the connection that it has closed."""
+        again: list[Deferred[Json]] = []
+        one = self.client.connect()
+        one.addCallback(then(self.client.close, lambda: again.append(self.client.connect())))
+        self.net.serve()
+        self.clock.advance(0)
+        self.assertNoResult(again[0])
+        self.clock.advance(0.5)
+        self.net.serve()
+        self.successResultOf(again[0])
+        self.end()
 
     def test_closed_meanwhile(self) -> None:
         connecting = self.client.connect()
@@ -710,6 +739,15 @@ class LossTests(ClientTestCase):
         self.assertEqual([call.getTime() for call in self.clock.getDelayedCalls()], [0.5, 30.0])
         self.end()
 
+    def test_one_asks_again_with_a_timeout(self) -> None:
+        line = self.serve(offline="queue")
+        again: list[Deferred[float]] = []
+        self.client.ping().addErrback(then(lambda: again.append(self.client.ping(timeout=2))))
+        line.lose()
+        self.clock.advance(2)
+        self.failureResultOf(again[0], RequestTimeout)
+        self.end()
+
     def test_one_asks_again(self) -> None:
         """Offline already, it waits or fails."""
         for offline in ("queue", "fail"):
@@ -792,6 +830,17 @@ class LossTests(ClientTestCase):
             self.end()
             if offline == "queue":
                 self.failureResultOf(new, Disconnected)
+
+    def test_the_server_goes_away_and_closes_its_side(self) -> None:
+        """What it said before is why, and when to come again."""
+        line = self.serve()
+        line.say(GOING_AWAY)
+        line.protocol.readConnectionLost()
+        self.assertIsInstance(self.client.error, GoingAway)
+        self.clock.advance(0)
+        self.assertTrue(line.gone)
+        self.assertEqual((self.events[-1][0], self.events[-1][2]), ("on_retry", 5))
+        self.end()
 
     def test_a_connection_that_is_about_to_end(self) -> None:
         """The server has closed its side, or sent nonsense: nothing more is given to it."""
@@ -904,8 +953,56 @@ class QueueTests(ClientTestCase):
         line.lose()
         for one in (third, fourth):
             self.failureResultOf(one, Disconnected)
-        self.assertNoResult(self.client.echo(content).addErrback(lambda failure: None))
+        # All of it is free again: after it was sent, and after it was dropped.
+        for _ in range(2):
+            asked = [self.client.echo(content), self.client.echo(content)]
+            self.failureResultOf(self.client.echo(content), QueueFull)
+            self.end()
+            for one in asked:
+                self.failureResultOf(one, Disconnected)
+            self.client.start()
         self.end()
+
+    def test_just_as_much_as_its_bound(self) -> None:
+        """With what may be added to each: 48 bytes."""
+        size = len('{"type":"echo","content":"x"}') + 48
+        for room, fits in ((2 * size, True), (2 * size - 1, False)):
+            self.make(offline="queue", max_queue=room)
+            self.client.start()
+            first, second = self.client.echo("x"), self.client.echo("x")
+            if not fits:
+                self.failureResultOf(second, QueueFull)
+            self.assertEqual(self.client.waiting, 1 + fits)
+            self.end()
+            self.failureResultOf(first, Disconnected)
+            second.addErrback(trap(Disconnected))
+
+    def test_what_is_asked_when_it_is_served_takes_the_room(self) -> None:
+        """Then there is none on the connection for what has waited, and that is told."""
+        self.make(offline="queue", max_queue=400, on_connect=lambda welcome: self.client.send("x" * 250))
+        self.client.start()
+        asked = self.client.echo("y" * 100)
+        self.client.send("y" * 100)
+        with capturedLogs() as events:
+            self.net.accept().say(WELCOME)
+        self.failureResultOf(asked, QueueFull)
+        self.assertEqual(len([event for event in events if "not sent" in formatEvent(event)]), 1)
+        self.assertTrue(self.client.connected)
+        self.end()
+
+    def test_one_that_fails_begins_anew(self) -> None:
+        """What is asked then is for the next connection."""
+        self.client.start()
+        new: list[Deferred[Any]] = []
+        self.client.echo("x" * 100).addErrback(
+            then(self.client.close, self.client.start, lambda: new.append(self.client.echo(1)))
+        )
+        line = self.welcome({**WELCOME, "max_length": 90})
+        self.assertEqual(self.texts(line), ["hello"])
+        self.clock.advance(0.5)
+        self.assertEqual(self.texts(self.welcome()), ["hello", 1])
+        self.end()
+        self.failureResultOf(new[0], Disconnected)
 
     def test_what_was_taken_is_sent(self) -> None:
         """Whatever the connection adds to it."""
@@ -1065,6 +1162,27 @@ class QueueTests(ClientTestCase):
         self.assertEqual(self.texts(self.welcome()), ["hello", "ping"])
         self.end()
         self.failureResultOf(ping, Disconnected)
+
+
+class LogTests(ClientTestCase):
+    """What is logged: a line each, whatever a server says."""
+
+    def test_why_it_waits_and_why_it_stops(self) -> None:
+        self.make(retries=1)
+        self.client.start()
+        for word in ("again in 0.5 seconds", "not connecting again"):
+            with capturedLogs() as events:
+                self.net.accept().say(
+                    {"type": "error", "code": "x", "message": "two\nlines\x1b" + "é" * 5000}
+                )
+                self.clock.advance(0)
+            (told,) = [formatEvent(event) for event in events]
+            self.assertIn(word, told)
+            self.assertIn("two", told)
+            self.assertTrue(told.isascii() and told.isprintable())
+            self.assertLess(len(told), 1500)
+            self.clock.advance(0.5)
+        self.assert_idle()
 
 
 class CallbackTests(ClientTestCase):
@@ -1236,6 +1354,24 @@ class OwnConnectorTests(SynchronousTestCase):
         self.refuse()
         self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
         self.client.close()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_connected_twice(self) -> None:
+        """The last connection is the client's; the end of the other is no end."""
+        self.connect()
+        first = self.accept()
+        first.say(WELCOME)
+        asked = self.client.ping()
+        self.connect()
+        second = self.accept()
+        second.say(WELCOME)
+        first.lose()
+        self.failureResultOf(asked, Disconnected)
+        self.assertTrue(self.client.connected)
+        closed = self.client.close()
+        self.reactor.advance(0)
+        self.successResultOf(closed)
+        self.assertTrue(second.gone)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_nobody_ever_connects_it(self) -> None:

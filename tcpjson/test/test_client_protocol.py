@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Sequence
 from errno import ECONNREFUSED
 from itertools import pairwise
@@ -24,6 +25,7 @@ from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -45,7 +47,7 @@ from tcpjson.core.handshake import AUTH_ID, FIRST_MAX_LENGTH, HELLO_ID, Json
 from tcpjson.core.heartbeat import ANSWER_TIME
 from tcpjson.core.limits import CLOSE_TIMEOUT, LARGEST_FRAME
 from tcpjson.test.hypo import given
-from tcpjson.test.wires import Loop, attach, socket_pair, tls_factory
+from tcpjson.test.wires import Loop, Wire, attach, socket_pair, tls_factory
 
 ADDRESS = IPv4Address("TCP", "192.0.2.1", 9999)
 NOW = "2024-01-01T12:00:00.000Z"
@@ -197,6 +199,7 @@ class Proof:
         return {"data": data + "7"}
 
     def finish(self, data: str | None) -> None:
+        assert data is None or isinstance(data, str)
         if data != "proved":
             raise AuthenticationFailed("not the server that knows the secret")
 
@@ -233,6 +236,21 @@ def admitted(data: str = "proved") -> Json:
     return {"type": "auth_result", "status": "authenticated", "user": "eve", "data": data, "id": AUTH_ID}
 
 
+def options_of(**chosen: Any) -> Options:
+    """Options, of which some are chosen."""
+    usual: dict[str, Any] = {
+        "credentials": None,
+        "compress": True,
+        "silence": None,
+        "max_queue": 1 << 20,
+        "max_length": LARGEST_FRAME,
+        "trace": None,
+        "timestamp": lambda: NOW,
+        "run": maybeDeferred,
+    }
+    return Options(**{**usual, **chosen})
+
+
 class ProtocolTestCase(SynchronousTestCase):
     """With a connection to a scripted server."""
 
@@ -244,16 +262,7 @@ class ProtocolTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.owner = Listener()
         self.traced: list[tuple[str, list[bytes]]] = []
-        chosen: dict[str, Any] = {
-            "credentials": None,
-            "compress": True,
-            "silence": None,
-            "max_queue": 1 << 20,
-            "trace": None,
-            "timestamp": lambda: NOW,
-            "run": maybeDeferred,
-        }
-        self.protocol = ClientProtocol(self.clock, self.owner, Options(**{**chosen, **options}))
+        self.protocol = ClientProtocol(self.clock, self.owner, options_of(**options))
         self.line = Line(self.clock, self.protocol, peer)
 
     def serve(self, welcome: Json = WELCOME, **options: Any) -> None:
@@ -325,6 +334,10 @@ class HandshakeTests(ProtocolTestCase):
         self.clock.advance(10)
         self.assert_over(Disconnected, "no end of the login within 10 seconds")
 
+    def test_a_length_that_looks_like_nothing(self) -> None:
+        self.line.feed(b"\xff\xfd\x18\xff")
+        self.assertEqual(str(self.assert_over(ProtocolMismatch)), "what answers is no tcpjson server")
+
     def test_the_time_is_no_limit_any_more(self) -> None:
         self.line.say(WELCOME)
         self.clock.advance(10)
@@ -340,11 +353,11 @@ class HandshakeTests(ProtocolTestCase):
             (b"HTTP/1.1 400 Bad Request\r\n", "its length bytes are the text 'HTTP'"),
             (b"\xff\xfd\x18\xff", "what answers is no tcpjson server"),
             (packed({**WELCOME, "protocol": 2}), "the server speaks version 2, not 1"),
-            (packed({**WELCOME, "max_length": []}), "a welcome that cannot be understood"),
         ):
             self.start()
             self.line.feed(data)
             self.assertIn(text, str(self.protocol.error))
+            self.assertTrue(self.line.disconnected)
             self.assert_over(ProtocolMismatch, text)
             self.assertEqual(self.owner.names(), ["gone"])
 
@@ -397,6 +410,15 @@ class HandshakeTests(ProtocolTestCase):
         self.line.feed(frame(b" " * 10_095 + b"1"))
         self.assertFalse(self.line.gone)
 
+    def test_a_frame_longer_than_the_client_takes(self) -> None:
+        """Whatever the server says, and it may say nothing."""
+        for welcome in (WELCOME, CLASSIC, {**WELCOME, "max_length": 10**15}):
+            self.serve(welcome, max_length=5000)
+            self.line.feed(frame(b" " * 4999 + b"1"))
+            self.assertFalse(self.line.disconnecting)
+            self.line.feed(frame(b" " * 5000 + b"1")[:4])
+            self.assert_over(Disconnected, "a frame of 5001 bytes; at most 5000 are taken")
+
     def test_an_answer_longer_than_the_first_frame_may_be(self) -> None:
         """In the read of the welcome, too."""
         long = {"type": "long", "content": "x" * FIRST_MAX_LENGTH}
@@ -412,6 +434,26 @@ class HandshakeTests(ProtocolTestCase):
             self.line.say({**WELCOME, "auth": ["sum"]})
             self.assertEqual(proofs.offered, [(("sum",), secure)])
 
+    def over_tcp(self, tls: bool) -> tuple[ClientProtocol, Any]:
+        """A client on a TCP socket, which is the second; nobody answers it."""
+        loop = Loop()
+        self.addCleanup(loop.close)
+        protocol = ClientProtocol(loop, Listener(), options_of())
+        factory: Any = Factory.forProtocol(lambda: protocol)
+        port = loop.listenTCP(0, tls_factory(factory, loop) if tls else factory, interface="127.0.0.1")
+        end = socket.create_connection(("127.0.0.1", port.getHost().port))
+        self.addCleanup(end.close)
+        loop.settle()
+        transport = protocol.transport.transport if tls else protocol.transport
+        return protocol, transport.getHandle()
+
+    def test_over_tcp(self) -> None:
+        """The socket is set up, below TLS too, and who could read is known."""
+        for tls in (False, True):
+            protocol, handle = self.over_tcp(tls)
+            self.assertEqual(protocol._handshake._secure, tls)
+            self.assertTrue(handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
     def test_over_tls(self) -> None:
         """The handshake of TLS is no sign of a server; the layers below are found."""
         loop = Loop()
@@ -419,8 +461,7 @@ class HandshakeTests(ProtocolTestCase):
         self.addCleanup(loop.close)
         self.addCleanup(theirs.close)
         owner = Listener()
-        options = Options(None, True, None, 1000, None, lambda: NOW, maybeDeferred)
-        protocol = ClientProtocol(loop, owner, options)
+        protocol = ClientProtocol(loop, owner, options_of())
         factory: Any = Factory.forProtocol(lambda: protocol)
         attach(loop, tls_factory(factory, loop).buildProtocol(None), ours)
         self.assertTrue(protocol._handshake._secure)
@@ -573,6 +614,7 @@ class RequestTests(ProtocolTestCase):
         self.owner.on_reply = lambda reply, message: self.ask()
         self.line.say(*({"type": "pong", "id": key} for key in keys))
         self.assertEqual(len(writes), 1)
+        self.assertGreater(min(call.getTime() for call in self.clock.getDelayedCalls()), 0)
         self.assertEqual(self.protocol.waiting, 3)
         self.clock.advance(0)
         self.assertEqual(len(writes), 1)
@@ -586,6 +628,26 @@ class RequestTests(ProtocolTestCase):
         self.owner.on_reply = lambda reply, message: self.ask("third")
         self.line.say({"type": "response", "id": first["id"]})
         self.assertEqual([message["type"] for message in self.line.heard()], ["second", "third"])
+
+    def test_a_complaint_is_made_once(self) -> None:
+        """Who sends nonsense is not to fill the log."""
+        self.serve()
+        with capturedLogs() as events:
+            for _ in range(3):
+                self.line.feed(frame(b"{") + frame(b"5"))
+        self.assertEqual(len(events), 1)
+
+    def test_what_looks_like_an_error(self) -> None:
+        """Only an error is one."""
+        self.serve()
+        reply = self.ask()
+        (ping,) = self.line.heard()
+        reply.cancel()
+        self.failureResultOf(reply)
+        self.line.say({"type": "news", "code": "going_away", "fatal": True})
+        self.line.say({"type": "pong", "code": "going_away", "fatal": True, "id": ping["id"]})
+        self.assertEqual(self.owner.names(), ["ready", "heard"])
+        self.assertIsNone(self.protocol.error)
 
     def test_who_waits_no_more(self) -> None:
         """The reply is nobody else's, and no message of its own."""
@@ -627,7 +689,7 @@ class RequestTests(ProtocolTestCase):
 
     def test_a_classic_server_takes_what_it_takes(self) -> None:
         self.serve(CLASSIC)
-        self.protocol.tell(None, b"x" * 70_000)
+        self.protocol.tell(None, b"x" * (2 * FIRST_MAX_LENGTH))
 
     def test_the_queue_is_full(self) -> None:
         self.serve(max_queue=100)
@@ -635,7 +697,7 @@ class RequestTests(ProtocolTestCase):
         self.protocol.tell(None, b"x" * 60)
         with self.assertRaises(QueueFull):
             self.protocol.tell(None, b"x" * 41)
-        self.protocol.tell(None, b"x" * 36)
+        self.protocol.tell(None, b"x" * 40)
         self.clock.advance(0)
         for _ in range(2):
             with self.assertRaises(QueueFull):
@@ -752,6 +814,16 @@ class ClassicTests(ProtocolTestCase):
         self.assertEqual(self.owner.events[1], ("heard", {"type": "pong", "n": 1}))
         self.assertEqual(self.successResultOf(ping)["n"], 2)
 
+    def test_texts(self) -> None:
+        """They are sent as they are, and what comes back is no reply to a request."""
+        self.serve(CLASSIC)
+        self.protocol.tell(None, b'{"a":1}')
+        asked = self.ask("other")
+        self.clock.advance(0)
+        self.assertIn(frame(b'{"a":1}'), self.line.value())
+        self.line.say({"type": "response", "n": 1})
+        self.assertEqual(self.successResultOf(asked)["n"], 1)
+
     def test_what_is_never_answered(self) -> None:
         """A ping tells that it will not be any more: what is asked then gets its own reply."""
         self.serve(CLASSIC)
@@ -764,6 +836,17 @@ class ClassicTests(ProtocolTestCase):
         self.line.say({"type": "response", "n": 1})
         self.assertEqual(self.successResultOf(asked)["n"], 1)
         self.assertEqual(self.owner.names(), ["ready", "replied"])
+
+    def test_it_is_asked_once_a_turn(self) -> None:
+        """However many give up."""
+        self.serve(CLASSIC)
+        for _ in range(2):
+            replies = [self.ask("mute") for _ in range(5)]
+            self.line.heard()
+            for reply in replies:
+                reply.cancel()
+                self.failureResultOf(reply)
+            self.assertEqual([message["type"] for message in self.line.heard()], ["ping"])
 
     def test_other_servers_are_not_asked(self) -> None:
         """They know which request it was."""
@@ -836,7 +919,7 @@ class CompressionTests(ProtocolTestCase):
                 self.line.say(answer)
             self.line.feed(self.compressed(LONG))
             self.clock.advance(0)
-            self.assert_over(Disconnected, "longer than any answer")
+            self.assert_over(Disconnected, "at most 397312 are taken")
 
     def test_it_was_not_asked_for(self) -> None:
         """Then there is no agreement, whatever the server says."""
@@ -878,6 +961,22 @@ class HeartbeatTests(ProtocolTestCase):
             [{"type": "pong", "ping_timestamp": [1]}, {"type": "pong", "ping_timestamp": None}],
         )
         self.assertEqual(self.owner.names(), ["ready"])
+
+    def test_a_server_that_pings_and_does_not_read(self) -> None:
+        """What it is answered waits, and is bounded."""
+        self.serve()
+        self.line.stop_reading()
+        timestamp = "x" * 30_000
+        for _ in range(20):
+            self.line.say({"type": "ping", "timestamp": timestamp})
+            self.clock.advance(0)
+        self.line.start_reading()
+        self.assertEqual(len(self.line.heard()), 3)
+        # In one read, too.
+        self.line.say(*[{"type": "ping", "timestamp": timestamp}] * 20)
+        self.assertEqual(len(self.line.heard()), 3)
+        self.line.say({"type": "ping"})
+        self.assertEqual(len(self.line.heard()), 1)
 
     def silent_for(self, seconds: float) -> list[Json]:
         """What is sent meanwhile."""
@@ -1024,6 +1123,98 @@ class EndTests(ProtocolTestCase):
             self.assertEqual(self.owner.names().count("gone"), 1)
 
 
+class SocketTests(SynchronousTestCase):
+    """On a real socket."""
+
+    def connect(self, **options: Any) -> Wire:
+        """Connect, and be served; returns the server's end."""
+        self.loop = Loop()
+        self.owner = Listener()
+        ours, theirs = socket_pair(4096)
+        self.protocol = ClientProtocol(self.loop, self.owner, options_of(**options))
+        attach(self.loop, self.protocol, ours)
+        self.addCleanup(self.loop.close)
+        self.addCleanup(theirs.close)
+        wire = Wire(self.loop, theirs)
+        wire.send(packed(WELCOME))
+        (hello,) = wire.payloads()
+        self.assertEqual(json.loads(hello)["type"], "hello")
+        return wire
+
+    def ask(self, **fields: object) -> Reply:
+        reply = Reply()
+        self.protocol.ask(reply, "echo", json.dumps({"type": "echo", **fields}).encode())
+        return reply
+
+    def assert_over(self, kind: type[Exception], text: str = "") -> None:
+        self.loop.settle()
+        error = self.owner.error()
+        self.assertIs(type(error), kind)
+        self.assertIn(text, str(error))
+        self.assertEqual(self.loop.getDelayedCalls(), [])
+        self.assertEqual(self.loop.readers | self.loop.writers, set())
+
+    def test_there_and_back(self) -> None:
+        wire = self.connect()
+        reply = self.ask(content="x" * 60_000)
+        (sent,) = map(json.loads, wire.payloads())
+        wire.send(packed({**sent, "type": "echo_response"}))
+        self.assertEqual(len(self.successResultOf(reply)["content"]), 60_000)
+        wire.close()
+        self.assert_over(Disconnected)
+
+    def test_a_message_is_half_sent(self) -> None:
+        """What the system does not take waits, and counts."""
+        self.connect()
+        self.protocol.tell(None, b"x" * 60_000)
+        self.loop.settle()
+        for _ in range(15):
+            self.protocol.tell(None, b"x" * 64_000)
+            self.loop.settle()
+        with self.assertRaises(QueueFull):
+            for _ in range(5):
+                self.protocol.tell(None, b"x" * 64_000)
+        self.assertEqual(self.protocol.waiting, 0)
+
+    def test_it_is_closed_while_one_is_half_sent(self) -> None:
+        """The server takes the rest, all of it, and closes."""
+        wire = self.connect()
+        self.protocol.tell(None, b"x" * 60_000)
+        self.protocol.close(Disconnected("enough"))
+        self.assertEqual(wire.payloads(), [b"x" * 60_000])
+        self.assertTrue(wire.ended)
+        wire.send(packed({"type": "late"}))
+        wire.close()
+        self.assert_over(Disconnected, "enough")
+        self.assertEqual(self.owner.names(), ["ready", "gone"])
+
+    def test_it_is_closed_and_the_server_stays(self) -> None:
+        wire = self.connect()
+        self.protocol.close(Disconnected("enough"))
+        self.loop.settle()
+        self.assertTrue(wire.take(1) or wire.ended)
+        self.assertEqual(self.owner.names(), ["ready"])
+        self.loop.advance(CLOSE_TIMEOUT)
+        self.assert_over(Disconnected, "enough")
+
+    def test_the_server_closes_its_side(self) -> None:
+        wire = self.connect()
+        reply = self.ask()
+        wire.take_all()
+        wire.end()
+        self.assert_over(Disconnected, "the server closed the connection")
+        self.assertEqual(self.owner.events[-1][2], [reply])
+
+    def test_a_server_that_stops(self) -> None:
+        """It takes nothing, and says nothing: the ping does not even reach it."""
+        self.connect(silence=2.0)
+        self.ask(content="x" * 60_000)
+        for _ in range(60):
+            self.loop.advance(0.25)
+            self.loop.settle()
+        self.assert_over(Disconnected, "the server went silent")
+
+
 class TraceTests(ProtocolTestCase):
     """Whoever looks on."""
 
@@ -1043,6 +1234,15 @@ class TraceTests(ProtocolTestCase):
         self.protocol.tell(None, b"x" * 5000)
         self.clock.advance(0)
         self.assertEqual(shown[-1], b"x" * 5000)
+
+    def test_it_is_not_shown_nothing(self) -> None:
+        shown: list[Sequence[bytes]] = []
+        self.serve(trace=lambda direction, payloads: shown.append(payloads))
+        self.line.say({"type": "news"})
+        self.protocol.close(Disconnected("enough"))
+        self.clock.advance(0)
+        self.assertEqual(len(shown), 3)
+        self.assertTrue(all(shown))
 
     def test_it_breaks(self) -> None:
         """It is shown nothing more of this connection, which goes on."""

@@ -114,9 +114,21 @@ class ErrorOfTests(SynchronousTestCase):
             self.assertEqual(str(errors.error_of({"code": "quota", "message": text})), "quota")
         self.assertEqual(str(errors.error_of({})), "error")
 
+    def test_a_text_that_is_no_line(self) -> None:
+        """It goes to logs and terminals."""
+        for text, shown in (
+            ("two\nlines", r"two\nlines"),
+            ("\x1b[2J", r"\x1b[2J"),
+            ("l'été", "l'été"),
+            ("x" * 5000, "x" * 500),
+        ):
+            error = errors.error_of({"code": "quota", "message": text})
+            self.assertEqual(str(error), shown)
+            self.assertEqual(errors.error_of({"code": text}).code, shown)
+
     def test_an_odd_time(self) -> None:
         """What is no time to wait is passed over."""
-        odd: list[Any] = [-1, float("nan"), float("inf"), -float("inf"), "5", None, [5], 10**400]
+        odd: list[Any] = [-1, float("nan"), float("inf"), -float("inf"), "5", None, [5], 10**400, 1e9]
         for told in odd:
             self.assertIsNone(errors.error_of({"code": "going_away", "retry_after": told}).retry_after, told)
         for told in (0, 0.5, 3600):

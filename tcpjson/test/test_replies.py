@@ -256,3 +256,9 @@ class ModelTests(SynchronousTestCase):
                     message = {"type": "pong", "id": key}
                     self.assertEqual(replies.take(message), naive.take(message))
             self.assertEqual(len(replies), len(naive.waiting()))
+            # Nothing is kept of what is over.
+            kept = set(replies._order)
+            self.assertLessEqual(replies._unclaimed, kept)
+            self.assertEqual(kept, {key for keys in replies._expected.values() for key in keys})
+            if not classic:
+                self.assertEqual((kept, replies._forgotten), (set(), []))

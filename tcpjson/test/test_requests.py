@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import UserDict
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from msgspec import UNSET, Raw
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.core.messages import Message, Ping
-from tcpjson.core.requests import encode_message, encode_request, with_id, with_timestamp
+from tcpjson.core.requests import encode_message, encode_request, encode_unasked, with_id, with_timestamp
 from tcpjson.test.hypo import given
 
 NOW = "2024-01-01T12:00:00.000Z"
@@ -85,6 +87,31 @@ class EncodeTests(SynchronousTestCase):
         """An id could not be put into it."""
         with self.assertRaises(TypeError):
             encode_message(Row(x=1))
+        with self.assertRaises(TypeError):
+            encode_message(Row(x=1, id=5))
+
+    def test_other_mappings(self) -> None:
+        for message in (MappingProxyType({"type": "a", "b": None}), UserDict({"type": "a", "b": None})):
+            for encode in (encode_message, encode_request, encode_unasked):
+                self.assertEqual(encode(message), ("a", b'{"type":"a","b":null}'))
+
+    def test_numbers_that_are_none(self) -> None:
+        """Null is not written for them unasked."""
+        for number in (float("nan"), float("inf"), -float("inf")):
+            for message in ({"type": "a", "b": [number]}, {"type": "a", "b": None, "c": {"d": number}}):
+                with self.assertRaises(ValueError):
+                    encode_message(message)
+        encode_message({"type": "a", "b": "NaN", "c": None, "d": 1.5})
+
+    def test_an_id_of_what_is_just_sent(self) -> None:
+        """Those below 0 are the client's own."""
+        for own in (0, 5, 2**63, "x", "-3", None):
+            encode_unasked({"type": "a", "id": own})
+        for own in (-1, -3):
+            with self.assertRaises(ValueError):
+                encode_unasked({"type": "a", "id": own})
+            with self.assertRaises(ValueError):
+                encode_unasked(Move(x=1, id=own))
 
     def test_an_id_of_its_own(self) -> None:
         """The client chooses those of requests; messages that are just sent may have one."""
