@@ -18,6 +18,7 @@ from msgspec import UNSET, Raw
 
 from tcpjson.blocking.link import Link, Options, Phase, Request, Waiter, log
 from tcpjson.core.errors import Disconnected, ProtocolError, QueueFull, RequestTimeout, error_of
+from tcpjson.core.handshake import MAX_LENGTH
 from tcpjson.core.messages import Message
 from tcpjson.core.requests import encode_message, encode_request
 from tcpjson.timestamps import format_timestamp
@@ -75,6 +76,7 @@ class TCPClient:
             there is one again.
         max_queue: bytes of messages that may wait to be sent. A single longer one is taken when nothing else
             waits.
+        max_length: bytes of the longest message that is taken; one that is longer ends the connection.
         compress: ask for compression (docs/protocol.rst, section 7).
         trace: is called in the background with "sent" or "received", and the payloads; a
             `tcpjson.trace.Trace` writes them to a file.
@@ -98,6 +100,7 @@ class TCPClient:
         retries: int | None = None,
         offline: str = "fail",
         max_queue: int = MAX_QUEUE,
+        max_length: int = MAX_LENGTH,
         compress: bool = True,
         trace: Trace | None = None,
         random: Callable[[], float] = random.random,
@@ -110,7 +113,7 @@ class TCPClient:
             raise ValueError("there is no TLS on a Unix socket")
         if offline not in _OFFLINE:
             raise ValueError(f"offline must be one of {', '.join(_OFFLINE)}, not {offline!r}")
-        for name, value in (("timeout", timeout), ("max_queue", max_queue)):
+        for name, value in (("timeout", timeout), ("max_queue", max_queue), ("max_length", max_length)):
             if not value > 0:
                 raise ValueError(f"{name} must be greater than 0")
         if retries is not None and retries < 0:
@@ -127,6 +130,7 @@ class TCPClient:
             retries=retries,
             queue_offline=offline == "queue",
             max_queue=max_queue,
+            max_length=max_length,
             compress=compress,
             trace=trace,
             random=random,
@@ -360,12 +364,15 @@ def _context(tls: bool | str | PathLike[str] | ssl.SSLContext | None) -> ssl.SSL
         return tls
     if tls is True:
         return ssl.create_default_context()
+    # The default one of Python 3.13 refuses certificates as many make them who are their own authority.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        return ssl.create_default_context(cafile=os.fspath(tls))
+        context.load_verify_locations(os.fspath(tls))
     except ssl.SSLError:
         raise ValueError(f"{os.fspath(tls)}: no certificates in PEM") from None
     except OSError as error:
         raise ValueError(f"{os.fspath(tls)}: {error.strerror}") from None
+    return context
 
 
 def _stamped(message: Mapping[str, Any] | Message) -> bool:

@@ -41,14 +41,10 @@ log = logging.getLogger("tcpjson.blocking")
 
 # Seconds in which an address takes a connection, TLS included; and in which the server then lets us in.
 _CONNECT_TIME = 10.0
-# Seconds of silence after which a server that names no heartbeat is asked whether it is there.
-_SILENCE = 50.0
 # Seconds that a server can have the client wait, whatever it says.
 _LONGEST_WAIT = 3600.0
 # Seconds that the end of the program waits for what is still to be sent.
 _AT_EXIT = 2.0
-# Bounds of the silence, in seconds: what a server calls its heartbeat may be any number.
-_SHORTEST_SILENCE, _LONGEST_SILENCE = 1.0, 3600.0
 
 # What no retry heals.
 _FATAL = (AuthenticationFailed, ProtocolMismatch)
@@ -149,6 +145,7 @@ class Options:
         retries: int | None,
         queue_offline: bool,
         max_queue: int,
+        max_length: int,
         compress: bool,
         trace: Trace | None,
         random: Callable[[], float],
@@ -164,6 +161,7 @@ class Options:
         self.retries = retries
         self.queue_offline = queue_offline
         self.max_queue = max_queue
+        self.max_length = max_length
         self.compress = compress
         self.trace = trace
         self.random = random
@@ -541,7 +539,8 @@ class Link:
         options = self._options
         secure = options.tls is not None or options.path is not None
         handshake = Handshake(f"tcpjson/{__version__}", options.credentials, secure, options.compress)
-        conversation = Conversation(handshake, None if options.trace is None else self._trace)
+        trace = None if options.trace is None else self._trace
+        conversation = Conversation(handshake, trace, options.max_length)
         self._sent = self._taken = 0
         try:
             deadline = options.clock() + _CONNECT_TIME
@@ -604,10 +603,8 @@ class Link:
     def _talk(self, stream: Stream, conversation: Conversation) -> None:
         """Until the link is told to end."""
         clock = self._options.clock
-        beat = self.server.heartbeat if self.server is not None else None
-        silence = 2 * beat if beat is not None and beat > 0 else _SILENCE
-        silence = min(max(silence, _SHORTEST_SILENCE), _LONGEST_SILENCE)
-        heartbeat = Heartbeat(silence, clock(), conversation.received)
+        assert self.server is not None
+        heartbeat = Heartbeat(self.server.silence, clock(), conversation.received)
         while not self._told():
             self._turn(stream, conversation, heartbeat.next_look(clock()))
             sent = self._sent + self._fresh

@@ -124,18 +124,14 @@ class TCPServer:
             self._running = reactor
             # By the steady clock, as twistd's: when the time of day is set, the timers must not all fire.
             reactor.seconds = time.monotonic
-            triggers = [
-                reactor.addSystemEventTrigger("after", "startup", self._begin, reactor, listener, in_main),
-                reactor.addSystemEventTrigger("before", "shutdown", self._end),
-            ]
+            reactor.addSystemEventTrigger("after", "startup", self._begin, reactor, listener, in_main)
+            reactor.addSystemEventTrigger("before", "shutdown", self._end)
             handlers = {number: signal.getsignal(number) for number in _SIGNALS if in_main}
             observer = STDLibLogObserver("tcpjson.server")
             globalLogPublisher.addObserver(observer)
             try:
                 reactor.run(installSignalHandlers=in_main)
             except (ReactorAlreadyRunning, ReactorNotRestartable):
-                for trigger in triggers:
-                    reactor.removeSystemEventTrigger(trigger)
                 raise RuntimeError(_RUNNING) from None
             finally:
                 globalLogPublisher.removeObserver(observer)
