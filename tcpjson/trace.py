@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 from twisted.logger import Logger
 
+from tcpjson.core.handshake import AUTH_ID
 from tcpjson.timestamps import Timestamps
 
 log = Logger()
@@ -22,10 +23,11 @@ log = Logger()
 #: Bytes of a payload that are written.
 MAX_PAYLOAD = 64 * 1024
 
-# Of an `auth`, what is shown; of the other messages of section 6, what is not.
+# What is shown of an `auth`; of the answers to it, which may repeat what it said, these fields are.
 _SHOWN = frozenset({"type", "mechanism", "id", "username"})
-_SECRET = frozenset({"data"})
+_SHOWN_OF_ANSWERS = frozenset({"type", "id", "status", "user", "code", "fatal", "retry_after", "timestamp"})
 _ANSWERS = ("auth_challenge", "auth_result")
+_AUTH_ID = str(AUTH_ID).encode()
 _HIDDEN = "(hidden)"
 
 _check_grammar = msgspec.json.Decoder(Raw).decode
@@ -53,8 +55,8 @@ def _without_secrets(payload: bytes, look_inside: bool = True) -> bytes:
     changed: dict[str, Any] = {}
     if kind == "auth":
         changed = dict.fromkeys(fields.keys() - _SHOWN, _HIDDEN)
-    elif kind in _ANSWERS:
-        changed = dict.fromkeys(fields.keys() & _SECRET, _HIDDEN)
+    elif kind in _ANSWERS or bytes(fields.get("id", b"")) == _AUTH_ID:
+        changed = dict.fromkeys(fields.keys() - _SHOWN_OF_ANSWERS, _HIDDEN)
     elif look_inside and "original_message" in fields:
         # A server that does not know what `auth` is sends all of it back.
         with suppress(ValueError):

@@ -20,11 +20,11 @@ from tcpjson.client.protocol import Options, Reply, Trace
 from tcpjson.core.errors import ClientError, ProtocolError
 from tcpjson.core.handshake import MAX_LENGTH, Credentials, Json, ServerInfo
 from tcpjson.core.messages import Message
-from tcpjson.core.requests import encode_request, encode_unasked
+from tcpjson.core.requests import encode_request, encode_unasked, text_payload
 from tcpjson.timestamps import Timestamps
 
-#: What may be sent: a message, or a text.
-Sendable = Message | Mapping[str, Any] | str
+#: What may be sent: a message, a text, or a payload as it is.
+Sendable = Message | Mapping[str, Any] | str | bytes
 
 _OFFLINE = ("fail", "queue")
 
@@ -58,6 +58,7 @@ class Client:
 
     * `Disconnected`: there is no connection, or it ended before the reply came,
     * `RequestTimeout`: the reply did not come in time,
+    * `UnexpectedReply`: it is of another type, as where a handler of the server's own answers `echo`,
     * `QueueFull`: more than `max_queue` bytes wait to be sent,
     * `TooLarge`: the server would not take it; nothing was sent,
     * the `ProtocolError` of the code that the server replied (docs/protocol.rst, section 9),
@@ -238,6 +239,7 @@ class Client:
         """Ask whether the server is there; the result is the round trip in seconds."""
         reply = Reply(self._forget)
         reply.sent = self._clock.seconds()
+        reply.expects = "pong"
         reply.extract = self._round_trip
         return self._ask(reply, {"type": "ping"}, timeout)
 
@@ -248,18 +250,23 @@ class Client:
     def echo(self, content: object, *, timeout: float | UnsetType | None = UNSET) -> Deferred[Any]:
         """Have a value sent back; the result is that value."""
         reply = Reply(self._forget)
+        reply.expects = "echo_response"
         reply.extract = _content
         return self._ask(reply, {"type": "echo", "content": content}, timeout)
 
     def broadcast(self, content: object, *, timeout: float | UnsetType | None = UNSET) -> Deferred[int]:
         """Send a value to all other clients; the result is how many there were."""
         reply = Reply(self._forget)
+        reply.expects = "broadcast_sent"
         reply.extract = _recipients
         return self._ask(reply, {"type": "broadcast", "content": content}, timeout)
 
     def stats(self, *, timeout: float | UnsetType | None = UNSET) -> Deferred[Json]:
         """The statistics of the server (docs/protocol.rst, section 3)."""
-        return self.request("get_stats", timeout=timeout)
+        reply = Reply(self._forget)
+        reply.expects = "server_stats"
+        reply.extract = _whole
+        return self._ask(reply, {"type": "get_stats"}, timeout)
 
     def request(
         self,
@@ -279,14 +286,17 @@ class Client:
 
     def send(self, message: Sendable) -> None:
         """
-        Send a message, or a text, without waiting for a reply; what comes goes to `on_message`. An `id` of
-        your own may be a text, or a number from 0 up.
+        Send a message, or a str as plain text (section 3), or bytes as a payload that nobody looks at, and do
+        not wait for a reply; what comes goes to `on_message`. An `id` of your own may be a text, or a number
+        from 0 up.
 
         Raises:
             ClientError, TooLarge, TypeError, ValueError: as a request fails; nothing was sent.
         """
         if isinstance(message, str):
-            self._link.tell(None, message.encode())
+            self._link.tell(None, text_payload(message))
+        elif isinstance(message, bytes):
+            self._link.tell(None, message)
         else:
             self._link.tell(*encode_unasked(message))
 

@@ -87,7 +87,6 @@ class TCPJSONClientFactory(ReconnectingClientFactory):
         self._waits.reset()
 
     def _again(self, connector: IConnector, error: Exception) -> None:
-        self.connector = connector
         if not self.continueTrying:
             return
         used_up = self.maxRetries is not None and self.retries >= self.maxRetries

@@ -20,8 +20,10 @@ from tcpjson.core.errors import (
     ProtocolError,
     QueueFull,
     RequestTimeout,
+    UnexpectedReply,
 )
 from tcpjson.core.handshake import Json, ServerInfo
+from tcpjson.core.text import named
 from tcpjson.deadlines import Deadlines
 
 log = Logger()
@@ -176,9 +178,8 @@ class Link:
         self.serving = None
         self.factory.stopTrying()
         current = self._current
-        if current is None:
-            # Before anybody hears of it, and may begin anew.
-            self._deadlines.stop()
+        # Before anybody hears of it, and may begin anew.
+        self._deadlines.stop()
         self._drop(Disconnected("the client was closed"))
         if current is None:
             return succeed(None)
@@ -323,7 +324,11 @@ class Link:
     def replied(self, reply: Reply, message: Json) -> None:
         """The reply to a request has come."""
         self._deadlines.clear(reply)
-        reply.callback(reply.extract(reply, message))
+        kind = message.get("type")
+        if reply.expects is None or reply.expects == kind:
+            reply.callback(reply.extract(reply, message))
+        else:
+            reply.errback(UnexpectedReply(f"the reply is no {reply.expects}, but of type {named(kind)}"))
 
     def refused(self, reply: Reply, error: ProtocolError) -> None:
         """The reply to a request has come, and is an error."""
@@ -346,7 +351,7 @@ class Link:
         if self._current is connection:
             self._current = self.serving = None
             self.error = error
-        self._fail(waiting, error if isinstance(error, ClientError) else Disconnected(str(error)))
+        self._fail(waiting, Disconnected(str(error)))
         closing, self._closing = self._closing, []
         if not self.running:
             self._deadlines.stop()

@@ -86,6 +86,8 @@ def _pong(timestamp: object) -> bytes:
 class Reply(Deferred[Any]):
     """A request that waits for its reply, wherever that is: for a connection, or at one."""
 
+    #: The type of the reply; None for any.
+    expects: str | None = None
     #: What of the reply is the result.
     extract: Callable[[Reply, Json], Any]
     #: The connection it was sent on, and its key there.
@@ -268,7 +270,7 @@ class ClientProtocol(TCPJSONProtocol):
 
     def _hear(self, message: Json) -> None:
         kind = message.get("type")
-        if kind == "ping" and self.server is not None and not self.server.classic:
+        if kind == "ping" and not self._replies.classic:
             # As we asked for in `hello`. One that does not read needs no further sign of life.
             if self._outbox.waiting + self._unsent_size <= HIGH_WATER:
                 self._put(_pong(message.get("timestamp")))
@@ -314,7 +316,7 @@ class ClientProtocol(TCPJSONProtocol):
             self.fail(error.with_traceback(None))
             return
         server = handshake.server
-        if before is State.OPEN and server is not None:
+        if server is not None:
             self.MAX_LENGTH = server.longest_answer(self._options.max_length)
             self._longest = server.max_length or LARGEST_FRAME
         if handshake.compression is not None:

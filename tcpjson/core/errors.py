@@ -189,6 +189,10 @@ class RequestTimeout(ClientError, TimeoutError):
     """The reply did not come in time."""
 
 
+class UnexpectedReply(ClientError):
+    """The reply is of another type than the request asks for."""
+
+
 class QueueFull(ClientError):
     """More waits to be sent than may: wait for replies, then go on."""
 

@@ -12,7 +12,7 @@ from msgspec.structs import fields
 from tcpjson.core import compression
 from tcpjson.core.errors import AuthenticationFailed, AuthFailed, GoingAway, ProtocolMismatch, error_of
 from tcpjson.core.session import Event, State, advance
-from tcpjson.core.text import printable
+from tcpjson.core.text import named, printable
 
 Json = dict[str, Any]
 
@@ -34,13 +34,6 @@ _SILENCE = 50.0
 _SHORTEST_SILENCE, _LONGEST_SILENCE = 1.0, 3600.0
 # Nothing that a server says of itself is as large; an integer of JSON can be larger than any float.
 _LARGEST_SIZE = 1e18
-
-
-def _named(value: object) -> str:
-    """A stranger's value, for people: it may be long, or nested as deep as can be."""
-    if isinstance(value, str):
-        return printable(value, 64)
-    return str(value) if isinstance(value, int) and abs(value) < 2**64 else type(value).__name__
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,13 +184,16 @@ class Handshake:
         if self.state is State.OPEN:
             if kind == "welcome":
                 return self._welcomed(message)
-            raise ProtocolMismatch(f"the first message is no welcome but of type {_named(kind)}")
+            raise ProtocolMismatch(f"the first message is no welcome but of type {named(kind)}")
         if request_id == AUTH_ID and self._login is not None:
             return self._authenticate(kind, message, self._login)
         return []
 
     def _look_at(self, message: Json) -> None:
         """An error: raise it where it ends the handshake."""
+        if self._login is not None:
+            # Its text may repeat what it was sent, and errors are logged.
+            message = {**message, "message": None}
         error = error_of(message)
         if isinstance(error, AuthFailed):
             raise AuthenticationFailed(str(error))
@@ -214,7 +210,7 @@ class Handshake:
             self.state = advance(self.state, Event.IDENTIFIED)
             return []
         if message["protocol"] != _VERSION or message["protocol"] is True:
-            raise ProtocolMismatch(f"the server speaks version {_named(message['protocol'])}, not {_VERSION}")
+            raise ProtocolMismatch(f"the server speaks version {named(message['protocol'])}, not {_VERSION}")
         server = self.server = _server(message)
         hello: Json = {"type": "hello", "client": self._name, "heartbeat": True, "id": HELLO_ID}
         if self._compress and server.compression:
@@ -237,7 +233,7 @@ class Handshake:
             self._challenged = True
             return [lambda: {"type": "auth", **login.answer(data), "id": AUTH_ID}]
         if kind != "auth_result":
-            raise ProtocolMismatch(f"the answer to auth is of type {_named(kind)}")
+            raise ProtocolMismatch(f"the answer to auth is of type {named(kind)}")
         if message.get("status") != "authenticated":
             raise AuthenticationFailed("the server does not know the name, or not with this secret")
         login.finish(data if isinstance(data, str) else None)

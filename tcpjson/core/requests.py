@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from msgspec import UNSET
+import msgspec
+from msgspec import UNSET, Raw
 
 from tcpjson.core.encoding import check_numbers, encode
 from tcpjson.core.messages import Message
+
+_check_grammar = msgspec.json.Decoder(Raw).decode
 
 # Most are dicts, and to ask only whether something is a mapping takes three times as long.
 _MAPPINGS = (dict, Mapping)
@@ -72,6 +75,21 @@ def _id(message: object) -> object:
     if isinstance(message, Message):
         return message.id
     return message.get("id", UNSET) if isinstance(message, _MAPPINGS) else UNSET
+
+
+def text_payload(text: str) -> bytes:
+    """
+    The payload that is plain text to every server (docs/protocol.rst, section 3): the text as it is, unless
+    it could be taken for JSON. Raises `ValueError` for text that is not Unicode.
+    """
+    payload = text.encode()
+    if text and text[0] != "\ufeff" and payload.lstrip(b" \t\n\r")[:1] not in (b"{", b"["):
+        try:
+            _check_grammar(payload)
+        except msgspec.DecodeError:
+            return payload
+    # A server takes a JSON text that is no object for the text that it is.
+    return msgspec.json.encode(text)
 
 
 def with_id(payload: bytes, key: int) -> bytes:

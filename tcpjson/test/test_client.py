@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tcpjson.core.errors import (
     QueueFull,
     RequestTimeout,
     TooLarge,
+    UnexpectedReply,
 )
 from tcpjson.core.handshake import Json
 from tcpjson.core.limits import CLOSE_TIMEOUT
@@ -105,18 +107,33 @@ class RequestTests(ClientTestCase):
     def test_replies_without_what_was_asked_for(self) -> None:
         """As of a server that knows less, or more."""
         line = self.serve()
-        for request, result in (
-            (lambda: self.client.echo(1), None),
-            (lambda: self.client.broadcast(1), 0),
-            (lambda: self.client.ping(), 0.0),
+        for request, kind, result in (
+            (lambda: self.client.echo(1), "echo_response", None),
+            (lambda: self.client.broadcast(1), "broadcast_sent", 0),
+            (lambda: self.client.ping(), "pong", 0.0),
         ):
             asked = request()
-            self.answer(line, type="response")
+            self.answer(line, type=kind)
             self.assertEqual(self.successResultOf(asked), result)
         for recipients in ("3", None, [3], 1.5):
             broadcast = self.client.broadcast(1)
-            self.answer(line, recipients=recipients)
+            self.answer(line, type="broadcast_sent", recipients=recipients)
             self.assertEqual(self.successResultOf(broadcast), 0)
+        self.end()
+
+    def test_replies_of_another_type(self) -> None:
+        """As where a handler of the server's own answers."""
+        line = self.serve()
+        for request in (
+            self.client.ping,
+            lambda: self.client.echo(1),
+            lambda: self.client.broadcast(1),
+            self.client.stats,
+        ):
+            asked = request()
+            self.answer(line, type=["response"])
+            self.assertIn("of type list", str(self.failureResultOf(asked, UnexpectedReply).value))
+        self.assertEqual(self.client.waiting, 0)
         self.end()
 
     def test_errors(self) -> None:
@@ -158,14 +175,17 @@ class RequestTests(ClientTestCase):
         self.client.send({"type": "a", "id": 5})
         self.client.send(Move(x=1, id="mine"))
         self.client.send(Move(x=2))
-        self.client.send('"a text"')
+        # A text stays one, though it could be taken for JSON.
+        self.client.send('{"type":"ping"}')
+        self.client.send(b'{"any":"payload"}')
         self.assertEqual(
             line.heard(),
             [
                 {"type": "a", "id": 5},
                 {"type": "move", "x": 1, "id": "mine"},
                 {"type": "move", "x": 2},
-                "a text",
+                '{"type":"ping"}',
+                {"any": "payload"},
             ],
         )
         # What comes back is a message like any other.
@@ -495,7 +515,20 @@ class Asked:
 
 
 # What is done when a request ends, whatever it ended with.
-thens = st.sampled_from(["nothing"] * 6 + ["ask", "cancel another", "close", "start", "connect"])
+thens = st.sampled_from(
+    [
+        "nothing",
+        "nothing",
+        "nothing",
+        "ask",
+        "ask",
+        "cancel another",
+        "cancel another",
+        "close",
+        "start",
+        "connect",
+    ]
+)
 
 
 class Model(RuleBasedStateMachine):
@@ -523,8 +556,11 @@ class Model(RuleBasedStateMachine):
         retries=st.sampled_from([None, None, 0, 2]),
         max_queue=st.sampled_from([300, 1 << 20]),
         then=thens,
+        welcome=st.sampled_from([WELCOME, WELCOME, CLASSIC, None]),
     )
-    def make(self, offline: str, retries: int | None, max_queue: int, then: str) -> None:
+    def make(
+        self, offline: str, retries: int | None, max_queue: int, then: str, welcome: Json | None
+    ) -> None:
         def callback(*what: object) -> None:
             self.do(then)
 
@@ -538,10 +574,16 @@ class Model(RuleBasedStateMachine):
             random=lambda: 1.0,
             wall=lambda: 0.0,
             run=maybeDeferred,
+            on_message=callback,
             on_connect=callback,
             on_disconnect=callback,
+            on_retry=callback,
+            on_failure=callback,
         )
         self.budget = 20
+        if welcome is not None:
+            self.client.start()
+            self.net.accept().say(welcome)
 
     # The user.
 
@@ -562,17 +604,22 @@ class Model(RuleBasedStateMachine):
         elif then == "start":
             self.client.start()
         elif then == "connect":
-            self.connect(5.0)
+            self.connect(["nothing"], 5.0)
+
+    @rule(all_then=st.lists(thens, min_size=2, max_size=5))
+    def ask_some(self, all_then: list[str]) -> None:
+        for each in all_then:
+            self.ask(each, 1.0)
 
     @rule(then=thens, timeout=st.sampled_from([None, 0.0, 1.0, 40.0]))
     def ask(self, then: str, timeout: float | None) -> None:
         deferred = self.client.echo("x" * 20, timeout=timeout)
         self.asked.append(Asked(deferred, lambda: self.do(then)))
 
+    @precondition(lambda self: self.asked)
     @rule(number=st.integers(0, 9))
     def cancel(self, number: int) -> None:
-        if self.asked:
-            self.asked[number % len(self.asked)].deferred.cancel()
+        self.asked[-1 - number % len(self.asked)].deferred.cancel()
 
     @rule()
     def send(self) -> None:
@@ -583,14 +630,15 @@ class Model(RuleBasedStateMachine):
     def start(self) -> None:
         self.client.start()
 
-    @rule(timeout=st.sampled_from([None, 0.5, 5.0]))
-    def connect(self, timeout: float | None) -> None:
-        self.connecting.append(Asked(self.client.connect(timeout=timeout), lambda: None))
+    @rule(all_then=st.lists(thens, min_size=1, max_size=3), timeout=st.sampled_from([None, 0.5, 5.0]))
+    def connect(self, all_then: list[str], timeout: float | None) -> None:
+        for each in all_then:
+            self.connecting.append(Asked(self.client.connect(timeout=timeout), partial(self.do, each)))
 
+    @precondition(lambda self: self.connecting)
     @rule(number=st.integers(0, 9))
     def cancel_connect(self, number: int) -> None:
-        if self.connecting:
-            self.connecting[number % len(self.connecting)].deferred.cancel()
+        self.connecting[-1 - number % len(self.connecting)].deferred.cancel()
 
     @rule()
     def close(self) -> None:
@@ -603,6 +651,12 @@ class Model(RuleBasedStateMachine):
         lines = [line for line in self.net.lines if not line.gone]
         assert len(lines) <= 1
         return lines[0] if lines else None
+
+    def there(self) -> Line:
+        """The connection, where there is one."""
+        line = self.line()
+        assert line is not None
+        return line
 
     @precondition(lambda self: self.net.attempts)
     @rule()
@@ -619,6 +673,7 @@ class Model(RuleBasedStateMachine):
     def refuse(self) -> None:
         self.net.refuse()
 
+    @precondition(lambda self: self.line())
     @rule(
         messages=st.lists(
             st.sampled_from(
@@ -643,46 +698,62 @@ class Model(RuleBasedStateMachine):
         )
     )
     def say(self, messages: list[Json]) -> None:
-        if (line := self.line()) is not None:
-            line.say(*messages)
+        line = self.there()
+        line.say(*messages)
 
+    @precondition(lambda self: self.line())
     @rule()
     def answer_all(self) -> None:
         """In one read."""
-        if (line := self.line()) is not None:
-            asked = [sent for sent in line.heard() if sent["type"] == "echo"]
-            replies = [{**sent, "type": "echo_response"} for sent in asked]
-            if replies:
-                line.say(*replies)
+        line = self.there()
+        asked = [sent for sent in line.heard() if sent["type"] == "echo"]
+        replies = [{**sent, "type": "echo_response"} for sent in asked]
+        if replies:
+            line.say(*replies)
 
+    @precondition(lambda self: self.line())
+    @rule(key=st.integers(-6, -3))
+    def flood(self, key: int) -> None:
+        """More than is handled in one turn, and a reply behind it."""
+        line = self.there()
+        line.say(*[[]] * 600, {"type": "echo_response", "id": key})
+
+    @precondition(lambda self: self.line())
     @rule()
     def lose(self) -> None:
-        if (line := self.line()) is not None:
-            line.lose(ConnectionLost())
+        line = self.there()
+        line.lose(ConnectionLost())
 
+    @precondition(lambda self: self.line())
     @rule()
     def end_of_file(self) -> None:
-        if (line := self.line()) is not None:
-            line.protocol.readConnectionLost()
+        line = self.there()
+        line.protocol.readConnectionLost()
 
+    @precondition(lambda self: self.line())
     @rule(stalls=st.booleans())
     def stall(self, stalls: bool) -> None:
-        if (line := self.line()) is not None:
-            line.stalls = stalls
+        line = self.there()
+        line.stalls = stalls
 
+    @precondition(lambda self: self.line())
     @rule(data=st.binary(max_size=8))
     def nonsense(self, data: bytes) -> None:
-        if (line := self.line()) is not None:
-            line.feed(data)
+        line = self.there()
+        line.feed(data)
 
+    @precondition(lambda self: self.line())
     @rule()
     def stop_reading(self) -> None:
-        if (line := self.line()) is not None and line.producer is not None:
+        line = self.there()
+        if line.producer is not None:
             line.stop_reading()
 
+    @precondition(lambda self: self.line())
     @rule()
     def start_reading(self) -> None:
-        if (line := self.line()) is not None and line.producer is not None:
+        line = self.there()
+        if line.producer is not None:
             line.start_reading()
 
     @rule(seconds=st.sampled_from([0, 0, 0, 0.5, 1.5, 10, 60]))

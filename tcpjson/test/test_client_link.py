@@ -422,6 +422,7 @@ class ConnectTests(ClientTestCase):
 
     def test_no_time_to_wait(self) -> None:
         self.failureResultOf(self.client.connect(timeout=-1), ValueError)
+        self.failureResultOf(self.client.connect(timeout="1"), TypeError)  # type: ignore[arg-type]  # on purpose
         self.assert_idle()
 
     def test_one_begins_anew(self) -> None:

@@ -243,7 +243,8 @@ class DemoTests(SynchronousTestCase):
         def handler(session: Session, request: GetStats) -> dict[str, Any]:
             nonlocal count
             count += 1
-            return {"type": "x", "connected_clients": 3, "total_messages": count, "uptime_seconds": 0.5}
+            figures = {"connected_clients": 3, "total_messages": count, "uptime_seconds": 0.5}
+            return {"type": "server_stats", **figures}
 
         lines = self.show(server_with(GetStats, handler))
         self.assertIn("            * 100000 characters each way", lines)

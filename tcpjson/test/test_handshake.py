@@ -87,6 +87,8 @@ class WelcomeTests(SynchronousTestCase):
             ("max_length", True, None),
             ("max_length", [1], None),
             ("max_length", 10**400, None),
+            ("max_length", 10**18, None),
+            ("max_length", 10**18 - 1, 10**18 - 1),
             ("heartbeat", [1], None),
             ("heartbeat", -5, None),
             ("heartbeat", 0, None),
@@ -301,6 +303,14 @@ class LoginTests(SynchronousTestCase):
         begun = self.begin()
         self.assertEqual(begun.receive({"type": "error", "code": "bad_message", "fatal": False}), [])
         self.assertIs(begun.state, State.AUTHENTICATING)
+
+    def test_an_error_that_repeats_the_secret(self) -> None:
+        for code in ("unauthenticated", "odd"):
+            with self.assertRaises(ProtocolError) as caught:
+                self.begin().receive(
+                    {"type": "error", "code": code, "message": "no such password: hunter2", "id": AUTH_ID}
+                )
+            self.assertEqual((caught.exception.code, str(caught.exception)), (code, code))
 
     def test_other_messages_meanwhile(self) -> None:
         """They are not for it."""

@@ -13,8 +13,16 @@ from msgspec import UNSET, Raw
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.core.messages import Message, Ping
-from tcpjson.core.requests import encode_message, encode_request, encode_unasked, with_id, with_timestamp
+from tcpjson.core.requests import (
+    encode_message,
+    encode_request,
+    encode_unasked,
+    text_payload,
+    with_id,
+    with_timestamp,
+)
 from tcpjson.test.hypo import given
+from tcpjson.testing import MemoryServer
 
 NOW = "2024-01-01T12:00:00.000Z"
 
@@ -50,6 +58,37 @@ def nested(levels: int) -> Any:
     for _ in range(levels):
         value = [value]
     return value
+
+
+class TextTests(SynchronousTestCase):
+    """`text_payload`."""
+
+    def test_as_it_is(self) -> None:
+        """Where it could not be taken for anything else."""
+        for text in ("hello", "l'été", "two\nlines", "a {b}", "NaN", "1 2", "tru", "'x'"):
+            self.assertEqual(text_payload(text), text.encode())
+
+    def test_what_is_no_text(self) -> None:
+        with self.assertRaises(ValueError):
+            text_payload("\ud800")
+
+    @given(
+        st.one_of(
+            st.text(),
+            st.text(st.sampled_from('{}[]" \t\n\r:,0123456789.eE-+truefalsn\\u\ufeff'), max_size=8),
+            st.sampled_from(
+                ["", "5", "1e400", "null", '"x"', "{}", " []", "\ufeff", '"\\ud800"', "-0", "9" * 30]
+            ),
+        )
+    )
+    def test_any_text(self, text: str) -> None:
+        """A server sends back that it has heard this text."""
+        server = MemoryServer()
+        peer = server.connect()
+        peer.receive()
+        peer.send_payload(text_payload(text))
+        ((echo),) = peer.receive()
+        self.assertEqual((echo["type"], echo["original_text"]), ("echo", text))
 
 
 class EncodeTests(SynchronousTestCase):

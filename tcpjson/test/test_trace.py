@@ -163,6 +163,14 @@ class SecretTests(Case):
                 {"type": "auth_result", "status": "authenticated", "user": "ann", "data": SECRET},
                 {"type": "auth_result", "status": "authenticated", "user": "ann", "data": "(hidden)"},
             ),
+            (
+                {"type": "auth_result", "status": "authenticated", "echo": SECRET},
+                {"type": "auth_result", "status": "authenticated", "echo": "(hidden)"},
+            ),
+            (
+                {"type": "error", "code": "bad_message", "message": SECRET, "id": -2},
+                {"type": "error", "code": "bad_message", "message": "(hidden)", "id": -2},
+            ),
             # Sent back by a server that knows no `auth`.
             (
                 {"type": "response", "original_message": {"type": "auth", "token": SECRET}, "n": 1},
@@ -187,6 +195,7 @@ class SecretTests(Case):
             {"type": "echo", "content": "auth", "data": SECRET},
             {"type": "welcome", "auth": ["plain"], "data": SECRET},
             {"type": "author", "password": SECRET},
+            {"type": "error", "code": "bad_message", "message": SECRET, "id": -3},
             {"password": SECRET, "about": "auth"},
             {"type": ["auth"], "password": SECRET},
             {"type": "auth_result", "status": "authentication_failed"},
