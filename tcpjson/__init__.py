@@ -53,6 +53,7 @@ from tcpjson.core.errors import (
     QueueFull,
     RequestTimeout,
     TooLarge,
+    UnexpectedReply,
 )
 from tcpjson.core.limits import Limits
 from tcpjson.core.messages import Message
@@ -82,5 +83,6 @@ __all__ = [
     "TCPServer",
     "Token",
     "TooLarge",
+    "UnexpectedReply",
     "__version__",
 ]
