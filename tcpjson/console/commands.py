@@ -52,6 +52,11 @@ class Command(NamedTuple):
     #: Else what it is about: the payload of `text` and `raw`, where to `connect`, `on` or `off`.
     argument: str = ""
 
+    @property
+    def sent(self) -> str | bytes:
+        """What `Client.send` takes for `text` and `raw`."""
+        return self.argument.encode() if self.name == "raw" else self.argument
+
 
 def help_rows() -> list[tuple[str, str]]:
     """What there is to be typed, and what it does."""

@@ -40,6 +40,7 @@ class Interactive(Listener):
         where: the server.
         board: shows lines.
         changed: called when `state` may have changed.
+        as_json: show messages as JSON, until that is changed.
         talkative: tell in lines what `state` says: there is no other place for it.
     """
 
@@ -52,13 +53,14 @@ class Interactive(Listener):
         *,
         changed: Callable[[], object] = lambda: None,
         talkative: bool = False,
+        as_json: bool = False,
     ) -> None:
         self._clock = clock
         self._link = Link(clock, make, self, where)
         self._board = board
         self.changed = changed
         self._talkative = talkative
-        self._raw = False
+        self._raw = as_json
         # Texts that were sent, and not answered yet.
         self._texts = 0
         self._state: Callable[[], str]
@@ -180,7 +182,7 @@ class Interactive(Listener):
     def _send(self, command: Command) -> None:
         assert self._link.client is not None
         try:
-            self._link.client.send(command.argument)
+            self._link.client.send(command.sent)
         except Exception as error:
             # Whatever it refuses to send.
             self._say_error(command, error)

@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
         "--timeout", metavar="SECONDS", type=_seconds, default=10.0, help="for each answer [default: 10]"
     )
     made.add_argument("--trace", metavar="FILE", help="write each frame to a file, as a line of JSON")
-    made.add_argument("--json", action="store_true", help="without a terminal: print a JSON object a line")
+    made.add_argument(
+        "--json", action="store_true", help="print a JSON object a line; on a terminal, show messages as JSON"
+    )
     made.add_argument(
         "--listen",
         action="store_true",

@@ -236,7 +236,7 @@ class Piped(Listener):
                 self._answered, self._not_answered, callbackArgs=(slot,), errbackArgs=(slot,)
             )
         elif command.name in ("text", "raw"):
-            self._send(client, slot, command.argument)
+            self._send(client, slot, command.sent)
         elif command.name == "connect":
             self._connect(slot, command.argument)
         else:
@@ -281,7 +281,7 @@ class Piped(Listener):
         else:
             opening.addCallbacks(opened, not_opened)
 
-    def _send(self, client: Client, slot: _Slot, payload: str) -> None:
+    def _send(self, client: Client, slot: _Slot, payload: str | bytes) -> None:
         self._fences += 1
         slot.sent = self._clock.seconds()
         slot.fence = f"tcpjson.console {self._fences}"

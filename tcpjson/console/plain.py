@@ -16,13 +16,16 @@ class Plain:
     """
     Args:
         clock: the reactor.
-        make, where: as of `Interactive`.
+        make, where, as_json: as of `Interactive`.
         notices: what to show at the start.
     """
 
-    def __init__(self, clock: IReactorTime, make: Make, where: str, notices: list[Line]) -> None:
+    def __init__(
+        self, clock: IReactorTime, make: Make, where: str, notices: list[Line], as_json: bool = False
+    ) -> None:
         self._board = Board(clock, self._show)
-        self._console = Interactive(clock, make, where, self._board, talkative=True)
+        self._console = Interactive(clock, make, where, self._board, talkative=True, as_json=as_json)
+        self._notices = notices
         self._released: Deferred[None] | None = None
         self._interrupted = False
         self._stopped = False
@@ -30,11 +33,11 @@ class Plain:
         self.io = LineIO(self)
         #: The exit status.
         self.done: Deferred[int] = Deferred()
-        self._board.say(notices)
 
     def start(self) -> None:
         """Connect, after `io` was. Raises `ValueError`: there is no such place."""
         self.io.broken.addCallback(lambda result: self.stop(0))
+        self._board.say(self._notices)
         self._console.start()
 
     def _show(self, lines: list[Line]) -> Deferred[None] | None:

@@ -122,7 +122,9 @@ def _plain(options: Namespace, trace: Trace | None, who: Any, notices: list[Line
     from twisted.internet import reactor
 
     clock: Any = reactor
-    plain = Plain(clock, _maker(clock, options, trace=trace, credentials=who), options.where, notices)
+    plain = Plain(
+        clock, _maker(clock, options, trace=trace, credentials=who), options.where, notices, options.json
+    )
 
     def begin() -> Deferred[int]:
         _on_interrupt(clock, plain.interrupt)
@@ -152,6 +154,7 @@ def _terminal(options: Namespace, trace: Trace | None, who: Any, environment: Ma
             _maker(clock, options, trace=trace, credentials=who),
             options.where,
             History(history_path(environment)),
+            as_json=options.json,
             colour=not environment.get("NO_COLOR"),
         )
         terminals.append(terminal)

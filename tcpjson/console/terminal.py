@@ -76,7 +76,7 @@ class Terminal:
     """
     Args:
         clock: the reactor, one of asyncio.
-        make, where: as of `Interactive`.
+        make, where, as_json: as of `Interactive`.
         history: what was typed before.
         colour: whether to use any.
         input, output: the terminal; the program's own, when None.
@@ -89,12 +89,13 @@ class Terminal:
         where: str,
         history: History,
         *,
+        as_json: bool = False,
         colour: bool = True,
         input: Input | None = None,
         output: Output | None = None,
     ) -> None:
         self._board = Board(clock)
-        self._console = Interactive(clock, make, where, self._board)
+        self._console = Interactive(clock, make, where, self._board, as_json=as_json)
         self._history = history
         self._session: PromptSession[str] = PromptSession(
             "> ",
