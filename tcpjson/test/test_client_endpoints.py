@@ -143,7 +143,6 @@ class TextTests(SynchronousTestCase):
             with self.assertRaisesRegex(ValueError, why):
                 client_endpoint(self.reactor, where, ca)
 
-    # waits for a mend
     @given(
         st.one_of(
             st.text(max_size=12),

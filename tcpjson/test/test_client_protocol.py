@@ -400,6 +400,15 @@ class HandshakeTests(ProtocolTestCase):
         self.line.say(WELCOME, news)
         self.assertEqual(self.owner.events, [("ready",), ("heard", news)])
 
+    def test_an_answer_before_anything_was_asked(self) -> None:
+        """It is nobody's, and says nothing of the server."""
+        self.line.say({"type": "hello_response", "compression": "zlib", "id": HELLO_ID})
+        self.assertFalse(self.line.disconnecting)
+        self.assertIsNone(self.protocol.server)
+        self.line.say(WELCOME)
+        self.assertEqual(self.owner.names(), ["ready"])
+        self.assertIsNone(self.protocol.compression)
+
     def test_a_frame_longer_than_any_answer(self) -> None:
         """The bound is the server's own: what was allowed before its welcome is so no more."""
         self.line.say({**WELCOME, "max_length": 1000})

@@ -120,7 +120,6 @@ class WelcomeTests(SynchronousTestCase):
             if name != "client_id":
                 self.assertEqual(begun.server.client_id, "me:1")
 
-    # waits for a mend
     def test_a_version_that_is_nearly_one(self) -> None:
         """It is the one that we speak, or it is not: never a server that knows none."""
         for version in (True, 1.0):
