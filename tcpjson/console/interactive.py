@@ -194,7 +194,7 @@ class Interactive(Listener):
         self._see(message)
         if self._raw:
             lines = [self._shown("answer", message)]
-        elif command.name == "ping":
+        elif command.name == "ping" and message.get("type") == "pong":
             lines = [Line("answer", milliseconds(seconds), "pong")]
         elif command.name == "stats":
             lines = stats_table(message)

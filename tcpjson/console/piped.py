@@ -396,7 +396,8 @@ class Piped(Listener):
             return "commands: " + " ".join(f"/{name}" for name in COMMANDS)
         if message is None:
             return f"{command.name}: no answer"
-        if command.name == "ping" and slot.seconds is not None and not self._raw:
+        timed = command.name == "ping" and message.get("type") == "pong"
+        if timed and slot.seconds is not None and not self._raw:
             return f"pong: {milliseconds(slot.seconds)}"
         return self._words(message)
 

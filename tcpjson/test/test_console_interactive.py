@@ -16,6 +16,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tcpjson import Router, Session
 from tcpjson.client import Client
 from tcpjson.console.board import INTERVAL, MOST, Board
 from tcpjson.console.history import MAX_LINE, MAX_LINES, History, history_path, is_secret
@@ -23,6 +24,7 @@ from tcpjson.console.interactive import Interactive
 from tcpjson.console.plain import Plain
 from tcpjson.console.rendering import Line
 from tcpjson.console.stdio import LineIO, Lines, write_all
+from tcpjson.core.messages import Ping
 from tcpjson.credentials import Password
 from tcpjson.test.hypo import given
 from tcpjson.testing import MemoryClient, MemoryServer
@@ -209,6 +211,18 @@ class InteractiveTests(ConsoleTestCase):
         [(style, text)] = self.enter(console, "/raw {")
         self.assertEqual((style, text[:16]), ("error", "error: bad_json:"))
         self.assertEqual(self.enter(console, ""), [])
+
+    def test_another_answer_to_a_ping(self) -> None:
+        """As of a handler of the server's own."""
+        router = Router()
+
+        @router.handler
+        def ping(session: Session, message: Ping) -> dict[str, Any]:
+            return {"type": "busy"}
+
+        self.server = MemoryServer(routers=[router])
+        [(style, text)] = self.enter(self.console(), "/ping")
+        self.assertEqual((style, text[:6]), ("answer", "busy: "))
 
     def test_stats(self) -> None:
         console = self.console()

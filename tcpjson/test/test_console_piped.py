@@ -12,10 +12,11 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.basic import Int32StringReceiver
 from twisted.trial.unittest import SynchronousTestCase
 
-from tcpjson import Message, Router
+from tcpjson import Message, Router, Session
 from tcpjson.client import Client
 from tcpjson.console.piped import MAX_UNREAD, WINDOW, WINDOW_BYTES, Piped
 from tcpjson.core.limits import Limits
+from tcpjson.core.messages import Ping
 from tcpjson.test.hypo import given
 from tcpjson.testing import MemoryClient, MemoryServer
 
@@ -324,6 +325,20 @@ class AnswerTests(PipedTestCase):
         self.piped()
         self.assertEqual((self.out, self.told), ([], []))
         self.ended(0)
+
+
+class OwnPingTests(PipedTestCase):
+    def test_another_answer_to_a_ping(self) -> None:
+        """As of a handler of the server's own: it is shown as what it is."""
+        router = Router()
+
+        @router.handler
+        def ping(session: Session, message: Ping) -> dict[str, Any]:
+            return {"type": "busy"}
+
+        self.server = MemoryServer(routers=[router])
+        self.piped("/ping")
+        self.assertRegex(self.out[0], "^busy: ")
 
 
 class ObjectTests(PipedTestCase):
