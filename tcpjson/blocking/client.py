@@ -13,14 +13,13 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
 from tcpjson.blocking.link import Link, Options, Phase, Request, Waiter, log
 from tcpjson.core.errors import Disconnected, ProtocolError, QueueFull, RequestTimeout, error_of
 from tcpjson.core.handshake import MAX_LENGTH
 from tcpjson.core.messages import Message
-from tcpjson.core.requests import encode_message, encode_request
+from tcpjson.core.requests import encode_request, encode_unasked, text_payload
 from tcpjson.timestamps import format_timestamp
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 MAX_QUEUE = 8 * 1024 * 1024
 
 _OFFLINE = ("fail", "queue")
-
-_check_grammar = msgspec.json.Decoder(Raw).decode
 
 # Seconds beyond those of the connection's own end that `disconnect` waits for its thread.
 _END_TIME = 3.0
@@ -60,8 +57,9 @@ class TCPClient:
     hour; why, and what came of it, it tells the logger `tcpjson.blocking`.
 
     A program that ends, or a client that is collected as garbage, needs no `disconnect`: what was to be sent
-    is sent, if the server takes it within two seconds. A child process that was forked has no connection; it
-    may `connect` one of its own.
+    is sent, if the server takes it within two seconds; the callback is called no more. What the arguments
+    hold is held as long as the connection: a client among it is not collected before. A child process that
+    was forked has no connection; it may `connect` one of its own.
 
     Args:
         host, port: of the server.
@@ -120,6 +118,7 @@ class TCPClient:
             raise ValueError("retries must not be negative")
         self._timeout = timeout
         self._wall = wall
+        self._callback: Callable[[Json], object] | None = None
         self._options = Options(
             host=host,
             port=port,
@@ -136,6 +135,8 @@ class TCPClient:
             random=random,
             clock=clock,
             wall=wall,
+            # Not for longer than the client lives: the callback may be its owner's.
+            hear=weakref.WeakMethod(self._hear),
         )
         self._link: Link | None = None
         self._finalizer: weakref.finalize[[], TCPClient] | None = None
@@ -175,7 +176,12 @@ class TCPClient:
         It is called in the background thread, and nothing else is read meanwhile: it must not take long, and
         may send, but not wait for a `request`. An exception of its is logged.
         """
-        self._options.callback = callback
+        self._callback = callback
+
+    def _hear(self, message: Json) -> None:
+        callback = self._callback
+        if callback is not None:
+            callback(message)
 
     def connect(self, timeout: float | None = None) -> bool:
         """
@@ -264,9 +270,8 @@ class TCPClient:
         """
         if isinstance(message, str):
             return self._send(Request(None, text_payload(message), stamped=True))
-        kind, payload = encode_message(message)
-        stamped = _stamped(message)
-        return self._send(Request(kind, payload, stamped))
+        kind, payload = encode_unasked(message)
+        return self._send(Request(kind, payload, _stamped(message)))
 
     def _send(self, request: Request) -> bool:
         try:
@@ -332,7 +337,6 @@ class TCPClient:
         elif fields:
             raise TypeError("fields go with a type, not with a whole message")
         kind, payload = encode_request(message)
-        stamped = _stamped(message)
         timeout = self._timeout if timeout is None else timeout
         link = self._link
         if link is None:
@@ -340,7 +344,7 @@ class TCPClient:
         self._must_not_wait(link, "request()")
         waiter = Waiter()
         try:
-            link.submit(Request(kind, payload, stamped, waiter))
+            link.submit(Request(kind, payload, _stamped(message), waiter))
             answered = waiter.wait(timeout)
         except BaseException:
             link.forget(waiter)
@@ -376,28 +380,7 @@ def _context(tls: bool | str | PathLike[str] | ssl.SSLContext | None) -> ssl.SSL
 
 
 def _stamped(message: Mapping[str, Any] | Message) -> bool:
-    """Whether it has a timestamp. Raises `ValueError` when its `id` could be one of the client's own."""
+    """Whether it has a timestamp."""
     if isinstance(message, Message):
-        request_id: object = message.id
-        stamped = getattr(message, "timestamp", UNSET) is not UNSET
-    else:
-        request_id = message.get("id")
-        stamped = "timestamp" in message
-    if isinstance(request_id, int) and request_id < 0:
-        raise ValueError("an id below 0 is the client's own")
-    return stamped
-
-
-def text_payload(text: str) -> bytes:
-    """
-    The payload that is plain text to every server (docs/protocol.rst, section 3): the text as it is, unless
-    it could be taken for JSON. Raises `ValueError` for text that is not Unicode.
-    """
-    payload = text.encode()
-    if text and text[0] != "\ufeff" and payload.lstrip(b" \t\n\r")[:1] not in (b"{", b"["):
-        try:
-            _check_grammar(payload)
-        except msgspec.DecodeError:
-            return payload
-    # A server takes a JSON text that is no object for the text that it is.
-    return msgspec.json.encode(text)
+        return getattr(message, "timestamp", UNSET) is not UNSET
+    return "timestamp" in message

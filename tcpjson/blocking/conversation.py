@@ -62,8 +62,9 @@ class Conversation:
         self._answers_pings = False
         self._compresses = False
         self._failure: Exception | None = None
-        #: Bytes that came.
+        #: Bytes that came; and messages that were none, which a server relays that looks at less than we do.
         self.received = 0
+        self.passed_over = 0
         #: Messages that are to be sent without anybody having asked for it.
         self.due: list[Json] = []
         #: The error that announced the end of the connection, or of the server.
@@ -90,7 +91,21 @@ class Conversation:
         """
         if self._failure is not None:
             raise self._failure
-        if not self._reader.ready:
+        messages: list[Json] = []
+        while not messages and (payloads := self._payloads()):
+            messages = self._decoded(payloads)
+        try:
+            for message in messages:
+                self._look_at(message)
+        except (ClientError, ProtocolError) as error:
+            # The message itself is still to be seen.
+            self._failure = error
+        if self._failure is not None and not messages:
+            raise self._failure
+        return messages
+
+    def _payloads(self) -> list[bytes]:
+        if self._failure is not None or not self._reader.ready:
             return []
         try:
             # How to read what follows an answer of the handshake is known when that was read.
@@ -102,21 +117,18 @@ class Conversation:
             raise self._nonsense("what cannot be read", str(error)) from None
         if payloads and self._trace is not None:
             self._trace("received", payloads)
+        return payloads
+
+    def _decoded(self, payloads: list[bytes]) -> list[Json]:
         messages: list[Json] = []
         for payload in payloads:
             try:
                 messages.append(_decode(payload))
-            except _NO_OBJECT as error:
-                self._failure = self._nonsense("what is no JSON object", str(error))
-                break
-        try:
-            for message in messages:
-                self._look_at(message)
-        except (ClientError, ProtocolError) as error:
-            # The message itself is still to be seen.
-            self._failure = error
-        if self._failure is not None and not messages:
-            raise self._failure
+            except _NO_OBJECT:
+                if self.handshake.state is State.OPEN:
+                    self._failure = self._nonsense("what is no message", "")
+                    break
+                self.passed_over += 1
         return messages
 
     def _nonsense(self, what: str, why: str) -> ClientError:

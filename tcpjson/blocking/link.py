@@ -151,6 +151,7 @@ class Options:
         random: Callable[[], float],
         clock: Callable[[], float],
         wall: Callable[[], float],
+        hear: Callable[[], Callable[[Json], None] | None],
     ) -> None:
         self.host = host
         self.port = port
@@ -167,8 +168,8 @@ class Options:
         self.random = random
         self.clock = clock
         self.wall = wall
-        #: Is called with every message. Its owner changes it.
-        self.callback: Callable[[Json], object] | None = None
+        #: Gives what is to be told of every message; None when its owner is gone.
+        self.hear = hear
 
     @property
     def where(self) -> str:
@@ -320,9 +321,13 @@ class Link:
     def forget(self, waiter: Waiter) -> None:
         """A thread waits no more. What it asked for is not sent if there was no connection meanwhile."""
         with self._lock:
-            if waiter.replies is not None:
+            replies = waiter.replies
+            if replies is not None:
                 # Not of the connection there is now: there its key can be another's.
-                waiter.replies.forget(waiter.key)
+                replies.forget(waiter.key)
+                if replies.classic and replies is self._replies and self._phase is Phase.READY:
+                    # If the reply never comes, the one to this says so.
+                    self._put(_PING, bounded=False)
                 return
             for request in self._pending:
                 if request.waiter is waiter:
@@ -685,6 +690,7 @@ class Link:
 
     def _hand_out(self, conversation: Conversation) -> None:
         """Give all messages that are complete to those who wait for them, and to the callback."""
+        before = conversation.passed_over
         while self._phase is not Phase.ENDED and (messages := conversation.take()):
             if conversation.ready and self._phase in (Phase.FIRST, Phase.AGAIN):
                 self._welcomed(conversation.handshake)
@@ -696,12 +702,17 @@ class Link:
             for message, waiter in zip(messages, waiters, strict=True):
                 if waiter is not None and waiter is not LATE:
                     waiter.answer(message)
-                callback = self._options.callback
-                if callback is not None:
+                hear = self._options.hear()
+                if hear is not None:
                     try:
-                        callback(message)
+                        hear(message)
                     except BaseException:
                         log.exception("%s: the message callback has failed", self._options.where)
+        if conversation.passed_over and not before:
+            log.warning(
+                "%s: the server sent what is no message, which is passed over, and so is more of it",
+                self._options.where,
+            )
 
     # The selector.
 

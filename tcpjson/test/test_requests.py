@@ -68,6 +68,20 @@ class TextTests(SynchronousTestCase):
         for text in ("hello", "l'été", "two\nlines", "a {b}", "NaN", "1 2", "tru", "'x'"):
             self.assertEqual(text_payload(text), text.encode())
 
+    def test_what_could_be_taken_for_json(self) -> None:
+        """It goes as a text of JSON, which a server takes for the text that it is."""
+        for text, payload in (
+            ("", b'""'),
+            ("7", b'"7"'),
+            ("null", b'"null"'),
+            ("{broken", b'"{broken"'),
+            (" {broken", b'" {broken"'),
+            ("\n[", b'"\\n["'),
+            ('{"type":"ping"}', b'"{\\"type\\":\\"ping\\"}"'),
+            ("\ufeffx", '"\ufeffx"'.encode()),
+        ):
+            self.assertEqual(text_payload(text), payload)
+
     def test_what_is_no_text(self) -> None:
         with self.assertRaises(ValueError):
             text_payload("\ud800")
