@@ -41,19 +41,24 @@ tests; `docs/clients.rst` and `docs/protocol.rst` say the rest.
 
 from tcpjson._version import __version__
 from tcpjson.blocking import ConnectionPool, TCPClient, TCPServer
-from tcpjson.client import Client
+from tcpjson.client import CircuitBreaker, CircuitOpen, Client, Pool
 from tcpjson.core.errors import (
     AuthenticationFailed,
+    BadJSON,
     BadMessage,
     ClientError,
     Disconnected,
     Forbidden,
+    GoingAway,
+    HandlerTimeout,
+    Internal,
     ProtocolError,
     ProtocolMismatch,
     QueueFull,
     RequestTimeout,
     TooLarge,
     UnexpectedReply,
+    UnknownType,
 )
 from tcpjson.core.limits import Limits
 from tcpjson.core.messages import Message
@@ -63,15 +68,22 @@ from tcpjson.server import TCPJSONServerFactory
 
 __all__ = [
     "AuthenticationFailed",
+    "BadJSON",
     "BadMessage",
+    "CircuitBreaker",
+    "CircuitOpen",
     "Client",
     "ClientError",
     "ConnectionPool",
     "Disconnected",
     "Forbidden",
+    "GoingAway",
+    "HandlerTimeout",
+    "Internal",
     "Limits",
     "Message",
     "Password",
+    "Pool",
     "ProtocolError",
     "ProtocolMismatch",
     "QueueFull",
@@ -84,5 +96,6 @@ __all__ = [
     "Token",
     "TooLarge",
     "UnexpectedReply",
+    "UnknownType",
     "__version__",
 ]

@@ -12,13 +12,15 @@ async def main(where="localhost:9999"):
     from twisted.internet import reactor
 
     reactor.startRunning(installSignalHandlers=False)
-    client = Client(reactor, where)
-    await client.connect().asFuture(loop)
-    print(await asyncio.gather(*(client.echo(number).asFuture(loop) for number in range(5))))
-    async with asyncio.timeout(2):
-        print((await client.stats().asFuture(loop))["connected_clients"], "client is there")
-    await client.close().asFuture(loop)
-    reactor.fireSystemEvent("shutdown")
+    try:
+        client = Client(reactor, where)
+        await client.connect().asFuture(loop)
+        print(await asyncio.gather(*(client.echo(number).asFuture(loop) for number in range(5))))
+        async with asyncio.timeout(2):
+            print((await client.stats().asFuture(loop))["connected_clients"], "client is there")
+        await client.close().asFuture(loop)
+    finally:
+        reactor.fireSystemEvent("shutdown")
 
 
 asyncio.run(main(*sys.argv[1:]))

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from ipaddress import IPv6Address, ip_address
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec import UNSET
 
 from tcpjson.blocking.link import Link, Options, Phase, Request, Waiter, log
+from tcpjson.core.arguments import check_functions, check_methods, check_numbers
 from tcpjson.core.errors import Disconnected, ProtocolError, QueueFull, RequestTimeout, error_of
 from tcpjson.core.handshake import MAX_LENGTH
 from tcpjson.core.messages import Message
@@ -82,7 +84,8 @@ class TCPClient:
             since 1970.
 
     Raises:
-        ValueError: an argument is out of its bounds, or the file of authorities cannot be read.
+        TypeError, ValueError: an argument is no such thing, or out of its bounds, or the file of authorities
+            cannot be read.
     """
 
     def __init__(
@@ -105,6 +108,12 @@ class TCPClient:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        check_numbers(port=port, timeout=timeout, retries=retries, max_queue=max_queue, max_length=max_length)
+        check_functions(trace=trace)
+        check_methods("begin", credentials=credentials)
+        check_methods("encode", host=host)
+        if ":" in host and not _is_ipv6(host):
+            raise ValueError(f"host must be a name or an address, without the port, not {host!r:.50}")
         if path is None and not 0 < port < 65536:
             raise ValueError(f"port must be between 1 and 65535, not {port}")
         if path is not None and tls:
@@ -176,6 +185,7 @@ class TCPClient:
         It is called in the background thread, and nothing else is read meanwhile: it must not take long, and
         may send, but not wait for a `request`. An exception of its is logged.
         """
+        check_functions(callback=callback)
         self._callback = callback
 
     def _hear(self, message: Json) -> None:
@@ -359,6 +369,13 @@ class TCPClient:
         if waiter.reply.get("type") == "error":
             raise error_of(waiter.reply)
         return waiter.reply
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return isinstance(ip_address(host), IPv6Address)
+    except ValueError:
+        return False
 
 
 def _context(tls: bool | str | PathLike[str] | ssl.SSLContext | None) -> ssl.SSLContext | None:

@@ -50,6 +50,10 @@ _AT_EXIT = 2.0
 _FATAL = (AuthenticationFailed, ProtocolMismatch)
 
 
+# What OpenSSL says of what is no record of TLS.
+_NO_TLS = "WRONG_VERSION_NUMBER"
+
+
 class Phase(Enum):
     """What a link is at."""
 
@@ -762,6 +766,8 @@ def _reason(error: Exception) -> str:
     """What is wrong, for people."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not valid: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason == _NO_TLS:
+        return "what answers does not speak TLS"
     if isinstance(error, ssl.SSLError) and error.reason:
         return f"TLS: {error.reason.replace('_', ' ').lower()}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -13,6 +13,7 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from tcpjson.blocking.client import TCPClient
+from tcpjson.core.arguments import check_numbers
 from tcpjson.core.errors import Disconnected, RequestTimeout
 
 _pools: WeakSet[ConnectionPool] = WeakSet()
@@ -39,6 +40,7 @@ class ConnectionPool:
     def __init__(
         self, host: str = "localhost", port: int = 9999, pool_size: int = 10, **options: Any
     ) -> None:
+        check_numbers(pool_size=pool_size)
         if pool_size < 1:
             raise ValueError("pool_size must be at least 1")
         # What is wrong with the options is to be known now.

@@ -18,6 +18,7 @@ from twisted.logger import STDLibLogObserver, globalLogPublisher
 from twisted.python.threadpool import ThreadPool
 
 from tcpjson.auth import Authenticator
+from tcpjson.core.arguments import check_numbers
 from tcpjson.core.limits import Limits
 from tcpjson.fairqueue import FairQueue
 from tcpjson.handlers import Router
@@ -53,6 +54,9 @@ class TCPServer:
         allow_plain_auth: take passwords and tokens that come in the clear.
         announce: is given the line that says where it listens.
         reactor: the one to run; None: the one that is installed.
+
+    Raises:
+        TypeError, ValueError: the port is none.
     """
 
     def __init__(
@@ -68,6 +72,9 @@ class TCPServer:
         announce: Callable[[str], object] = print,
         reactor: Any = None,
     ) -> None:
+        check_numbers(port=port)
+        if not 0 <= port < 65536:
+            raise ValueError(f"port must be from 0 to 65535, not {port}")
         self.host = host
         #: Where it listens; of port 0, the one that was free.
         self.port = port

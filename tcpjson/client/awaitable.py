@@ -17,6 +17,7 @@ from tcpjson.client.endpoints import client_endpoint
 from tcpjson.client.factory import TCPJSONClientFactory
 from tcpjson.client.link import Link, check_seconds
 from tcpjson.client.protocol import Options, Reply, Trace
+from tcpjson.core.arguments import check_functions, check_methods, check_numbers
 from tcpjson.core.errors import ClientError, ProtocolError
 from tcpjson.core.handshake import MAX_LENGTH, Credentials, Json, ServerInfo
 from tcpjson.core.messages import Message
@@ -86,9 +87,8 @@ class Client:
         on_retry: called with the reason and the seconds after which it tries again.
         on_failure: called with the reason when it has stopped trying by itself.
         trace: shown all that is sent and received, as `tcpjson.trace.Trace` is.
-        random: gives a number from 0 up to 1.
-        wall: tells the time of day in seconds since 1970.
-        run: calls a function that may take half a second, for a login; in a thread, when None.
+        random, wall, run: for tests: a number from 0 up to 1, the time of day in seconds since 1970, and what
+            calls a function that may take half a second, for a login; in a thread, when None.
 
     Callbacks may return a coroutine or a Deferred; nothing waits for it, so bound what is under way yourself.
     What they raise is logged.
@@ -96,7 +96,7 @@ class Client:
     Values are written as msgspec writes them: a set as a list, bytes in base64, a date as text.
 
     Raises:
-        ValueError: with one line, if an argument will not do.
+        TypeError, ValueError: with one line, if an argument will not do.
     """
 
     def __init__(
@@ -123,6 +123,17 @@ class Client:
         wall: Callable[[], float] = time.time,
         run: Callable[[Callable[[], Json]], Deferred[Json]] | None = None,
     ) -> None:
+        check_methods("callLater", reactor=reactor)
+        check_methods("begin", credentials=credentials)
+        check_numbers(max_queue=max_queue, max_length=max_length, retries=retries)
+        check_functions(
+            on_message=on_message,
+            on_connect=on_connect,
+            on_disconnect=on_disconnect,
+            on_retry=on_retry,
+            on_failure=on_failure,
+            trace=trace,
+        )
         if offline not in _OFFLINE:
             raise ValueError(f"offline must be one of {', '.join(_OFFLINE)}")
         check_seconds("timeout", timeout)
@@ -206,7 +217,7 @@ class Client:
         """Connect, and connect again whenever that is lost, until `close`."""
         self._link.start()
 
-    def connect(self, *, timeout: float | None = 30.0) -> Deferred[Json]:
+    def connect(self, *, timeout: float | None = 10.0) -> Deferred[Json]:
         """
         Start, and wait until the client is served; the result is the welcome.
 

@@ -23,6 +23,7 @@ from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFrom
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tcpjson.core.arguments import check_methods
 from tcpjson.core.text import printable
 
 if TYPE_CHECKING:
@@ -49,15 +50,20 @@ def client_endpoint(
         ca: a PEM file: speak TLS, with servers that one of its certificates vouches for, to a host and port.
 
     Raises:
-        ValueError: with one line.
+        TypeError, ValueError: with one line.
     """
     if not isinstance(where, str):
         if ca is not None:
             raise ValueError("an authority is of use with a host and port only")
+        check_methods("connect", where=where)
         return where
     where = where.strip()
     shown = printable(where, 100)
     match = _HOST.fullmatch(where)
+    if not where:
+        raise ValueError("no server is named")
+    if isIPv6Address(where):
+        raise ValueError(f"{shown}: write [{shown}]")
     if match is not None and match["host"] in _KINDS and match["port"]:
         raise ValueError(f"{shown}: no host in it; {match['host']}:localhost:{match['port']} has one")
     if where.startswith("ssl:") and ":hostname=" not in where:
@@ -70,6 +76,8 @@ def client_endpoint(
         except Exception as error:
             # What a description that is none raises, or a file that is not there, is for Twisted to choose.
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if "endpoint type" in reason or isinstance(error, TypeError):
+                reason = "neither HOST:PORT nor a client endpoint, such as tls:HOST:PORT or unix:PATH"
             raise ValueError(f"{shown}: {printable(reason, 100)}") from None
         return endpoint
     host = match["ipv6"] or match["host"]

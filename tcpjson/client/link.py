@@ -51,9 +51,13 @@ def tell(callback: Callable[..., object] | None, *args: object) -> None:
         result.addErrback(lambda failure: log.failure("a callback failed", failure))
 
 
-def check_seconds(name: str, seconds: float | None) -> None:
+def check_seconds(name: str, seconds: object) -> None:
     """Refuse what is no time to wait. Raises `TypeError` or `ValueError`."""
-    if seconds is not None and not 0 <= seconds <= _LONGEST:
+    if seconds is None:
+        return
+    if not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {seconds!r:.50}")
+    if not 0 <= seconds <= _LONGEST:
         raise ValueError(f"{name} must be from 0 to {_LONGEST:g} seconds, or None")
 
 
@@ -218,7 +222,8 @@ class Link:
         if not self.running and self.error is not None:
             raise _again(self.error)
         if not (self.running and self._queues):
-            raise Disconnected("not connected" if self.error is None else f"not connected: {self.error}")
+            why = self.error or ("the connection is not there yet" if self.running else "connect() first")
+            raise Disconnected(f"not connected: {why}")
         size = len(payload) + _ADDED
         if self._queue and self._queue_size + size > self._options.max_queue:
             raise QueueFull(f"{self._queue_size} bytes wait for a connection already")

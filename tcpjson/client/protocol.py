@@ -56,6 +56,8 @@ NAME = f"tcpjson/{__version__}"
 # Seconds from the connection to the end of the handshake, the login included.
 _HANDSHAKE_TIMEOUT = 10.0
 
+# What OpenSSL says of what is no record of TLS.
+_NO_TLS = "wrong version number"
 _CLOSED = "the server closed the connection"
 
 _decode: Callable[[bytes], Any] = msgspec.json.Decoder().decode
@@ -68,6 +70,8 @@ def reason_of(failure: Failure) -> str:
     """Why there is no connection, in one line for people."""
     error: Any = failure.value
     text = handshake_error(error).replace("_", " ")
+    if text == _NO_TLS:
+        text = "what answers does not speak TLS"
     if not text:
         # Of Twisted's own errors, what the system said.
         text = error.args[0] if isinstance(error, ConnectError) and error.args[0] else str(error)

@@ -875,9 +875,23 @@ class ConnectTests(BlockingTestCase):
             ({"tls": "/no/such/file"}, "/no/such/file: No such file"),
             ({"tls": __file__}, "no certificates"),
             ({"tls": True, "path": "/x"}, "no TLS on a Unix socket"),
+            ({"host": "localhost:9999"}, "without the port"),
         ):
             with self.assertRaisesRegex(ValueError, why):
                 TCPClient(**options)
+        for wrong in (
+            {"port": "9999"},
+            {"timeout": "1"},
+            {"max_length": "1"},
+            {"host": 9999},
+            {"credentials": "a"},
+            {"trace": "a"},
+        ):
+            with self.assertRaisesRegex(TypeError, f"^{next(iter(wrong))} must"):
+                TCPClient(**wrong)
+        with self.assertRaisesRegex(TypeError, "^callback must"):
+            TCPClient().set_message_callback("a")  # type: ignore[arg-type]  # what is tested
+        TCPClient("::1")
         TCPClient(tls=True, retries=0, path=None)
         TCPClient(tls=False, path="/x")
 
@@ -962,7 +976,7 @@ class TLSTests(BlockingTestCase):
         connecting = Background(client.connect)
         self.host.accept().send(WELCOME)
         self.assertIs(connecting.result(), False)
-        self.assertRegex(str(client.error), "^cannot connect: TLS: wrong version number")
+        self.assertRegex(str(client.error), "^cannot connect: what answers does not speak TLS")
 
     def test_no_handshake_in_time(self) -> None:
         client = self.client(tls=self.trusting)
@@ -2383,6 +2397,9 @@ class PoolTests(BlockingTestCase):
         self.assertRaises(ValueError, ConnectionPool, pool_size=0)
         self.assertRaises(ValueError, ConnectionPool, offline="maybe")
         self.assertRaises(TypeError, ConnectionPool, no_such_option=1)
+        self.assertRaises(TypeError, ConnectionPool, pool_size="9")
+        self.assertRaises(ValueError, TCPServer, port=99999)
+        self.assertRaises(TypeError, TCPServer, port="9999")
 
 
 # The server.

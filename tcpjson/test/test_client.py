@@ -218,9 +218,31 @@ class RequestTests(ClientTestCase):
         self.assertTrue(self.client.connected)
         self.end()
 
+    def test_wrong_kinds_of_arguments(self) -> None:
+        """Each is named, before anything happens."""
+        for wrong in (
+            {"timeout": "3"},
+            {"silence": "3"},
+            {"max_queue": "3"},
+            {"max_length": "3"},
+            {"retries": "3"},
+            {"credentials": ("alice", "x")},
+            {"on_message": "x"},
+            {"on_failure": "x"},
+            {"trace": "x"},
+        ):
+            with self.assertRaisesRegex(TypeError, f"^{next(iter(wrong))} must"):
+                Client(self.clock, "localhost", **wrong)
+        with self.assertRaisesRegex(TypeError, "^reactor must"):
+            Client("localhost:9999")
+        self.failureResultOf(self.client.ping(timeout="3"), TypeError)  # type: ignore[arg-type]  # what is tested
+
     def test_not_connected(self) -> None:
         """Before the start, while connecting, and after: each says what is known."""
-        self.assertEqual(str(self.failureResultOf(self.client.ping(), Disconnected).value), "not connected")
+        self.assertEqual(
+            str(self.failureResultOf(self.client.ping(), Disconnected).value),
+            "not connected: connect() first",
+        )
         self.client.start()
         self.failureResultOf(self.client.ping(), Disconnected)
         self.net.refuse()

@@ -104,18 +104,23 @@ class TextTests(SynchronousTestCase):
         with self.assertRaisesRegex(ValueError, "of use with a host and port only"):
             client_endpoint(self.reactor, endpoint, self.ca())
 
+    def test_what_is_no_endpoint(self) -> None:
+        where: Any = 9999
+        self.assertIn("where must", str(self.assertRaises(TypeError, client_endpoint, self.reactor, where)))
+
     def test_what_will_not_do(self) -> None:
         """In one line that says why."""
         for where, why in (
-            ("", "Unknown endpoint type"),
+            ("", "no server is named"),
+            (" ", "no server is named"),
             ("localhost:0", "there is no such port"),
             ("localhost:65536", "there is no such port"),
             ("localhost:" + "9" * 5000, "there is no such port"),
-            ("localhost:x", "Unknown endpoint type"),
-            ("::1", "Unknown endpoint type"),
+            ("localhost:x", "neither HOST:PORT nor a client endpoint"),
+            ("::1", r"write \[::1\]"),
             ("tcp:9999", "no host in it; tcp:localhost:9999 has one"),
             ("tls:9999", "no host in it"),
-            ("tls:h", "port"),
+            ("tls:h", "neither HOST:PORT nor a client endpoint"),
             ("a=b:c=d", r": \S"),
             ("tls:h:1:trustRoots=/nonexistent", r": \S"),
             ("tls:h:1:certificate=/gone:privateKey=/gone", r"/gone: No such file or directory$"),
@@ -125,7 +130,7 @@ class TextTests(SynchronousTestCase):
             with self.assertRaisesRegex(ValueError, why) as caught:
                 client_endpoint(self.reactor, where)
             self.assertEqual(len(str(caught.exception).splitlines()), 1)
-            self.assertIn(where[:20], str(caught.exception))
+            self.assertIn(where[:20].strip(), str(caught.exception))
             self.assertLess(len(str(caught.exception)), 250)
 
     def test_authorities_that_will_not_do(self) -> None:

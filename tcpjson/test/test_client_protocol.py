@@ -1278,6 +1278,7 @@ class ReasonTests(SynchronousTestCase):
     def test_reasons(self) -> None:
         for error, text in (
             (SSL.Error([("SSL routines", "", "certificate verify failed")]), "certificate verify failed"),
+            (SSL.Error([("SSL routines", "", "wrong version number")]), "what answers does not speak TLS"),
             (getConnectError((ECONNREFUSED, "Connection refused")), "Connection refused"),
             (ConnectTimeout(), "User timeout caused connection failure."),
             (DNSLookupError("no results\nfor x"), "DNS lookup failed: no results for x."),
