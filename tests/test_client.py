@@ -1724,7 +1724,13 @@ class StrangerTests(ClientTestCase):
         for fields in odd:
 
             def reply(message: Message, fields: Message = fields) -> list[Message]:
-                return [{"type": "whatever", "id": message["id"], **fields}]
+                kind = {
+                    "ping": "pong",
+                    "echo": "echo_response",
+                    "broadcast": "broadcast_sent",
+                    "get_stats": "server_stats",
+                }.get(message["type"], "whatever")
+                return [{"type": kind, "id": message["id"], **fields}]
 
             client = await self.connected(self.stranger(answers(reply)), timeout=2)
             self.assertIsInstance(await client.ping(), float)

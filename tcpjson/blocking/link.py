@@ -21,11 +21,10 @@ from tcpjson._version import __version__
 from tcpjson.blocking.conversation import Conversation, Trace
 from tcpjson.blocking.stream import Stream, addresses, unix
 from tcpjson.core.errors import (
-    AuthenticationFailed,
     ClientError,
     Disconnected,
+    PermanentError,
     ProtocolError,
-    ProtocolMismatch,
     QueueFull,
     TooLarge,
 )
@@ -41,14 +40,8 @@ log = logging.getLogger("tcpjson.blocking")
 
 # Seconds in which an address takes a connection, TLS included; and in which the server then lets us in.
 _CONNECT_TIME = 10.0
-# Seconds that a server can have the client wait, whatever it says.
-_LONGEST_WAIT = 3600.0
 # Seconds that the end of the program waits for what is still to be sent.
 _AT_EXIT = 2.0
-
-# What no retry heals.
-_FATAL = (AuthenticationFailed, ProtocolMismatch)
-
 
 # What OpenSSL says of what is no record of TLS.
 _NO_TLS = "WRONG_VERSION_NUMBER"
@@ -464,15 +457,13 @@ class Link:
         self._failures = 1 if was_ready else self._failures + 1
         over = options.retries is not None and self._failures > options.retries
         what = f"{'the connection is lost: ' if was_ready else ''}{error}"
-        if self._phase is Phase.FIRST or over or not options.reconnect or isinstance(error, _FATAL):
+        if self._phase is Phase.FIRST or over or not options.reconnect or isinstance(error, PermanentError):
             # Before anybody can be told: it explains what they are told.
             log.error("%s: %s%s", where, what, "; given up" if over else "")
             with self._lock:
                 self._end(error)
             return None
-        delay = self._jitter.next()
-        if isinstance(error, ProtocolError) and error.retry_after is not None:
-            delay = min(max(delay, error.retry_after), _LONGEST_WAIT)
+        delay = self._jitter.next(getattr(error, "retry_after", None))
         until = options.clock() + delay
         log.warning("%s: %s; trying again in %.1f s", where, what, delay)
         with self._lock:

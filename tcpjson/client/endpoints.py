@@ -11,6 +11,7 @@ from twisted.internet.address import HostnameAddress
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import (
     HostnameEndpoint,
+    SSL4ClientEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
     clientFromString,
@@ -66,8 +67,6 @@ def client_endpoint(
         raise ValueError(f"{shown}: write [{shown}]")
     if match is not None and match["host"] in _KINDS and match["port"]:
         raise ValueError(f"{shown}: no host in it; {match['host']}:localhost:{match['port']} has one")
-    if where.startswith("ssl:") and ":hostname=" not in where:
-        raise ValueError(f"{shown}: ssl: speaks with whoever answers; tls:HOST:PORT looks at the certificate")
     if match is None or (match["host"] == "unix" and match["port"]):
         if ca is not None:
             raise ValueError(f"{shown}: an authority is of use with a host and port only; see trustRoots=")
@@ -79,6 +78,9 @@ def client_endpoint(
             if "endpoint type" in reason or isinstance(error, TypeError):
                 reason = "neither HOST:PORT nor a client endpoint, such as tls:HOST:PORT or unix:PATH"
             raise ValueError(f"{shown}: {printable(reason, 100)}") from None
+        if isinstance(endpoint, SSL4ClientEndpoint):
+            # By default it does not look at the certificate.
+            raise ValueError(f"{shown}: ssl: may speak with whoever answers; take tls:HOST:PORT")
         return endpoint
     host = match["ipv6"] or match["host"]
     port = match["port"] or str(PORT)

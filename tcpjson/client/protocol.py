@@ -56,8 +56,12 @@ NAME = f"tcpjson/{__version__}"
 # Seconds from the connection to the end of the handshake, the login included.
 _HANDSHAKE_TIMEOUT = 10.0
 
-# What OpenSSL says of what is no record of TLS.
-_NO_TLS = "wrong version number"
+# What OpenSSL says, or the class of an error, in words for people.
+_PLAIN_WORDS = {
+    "wrong version number": "what answers does not speak TLS",
+    "certificate verify failed": "nobody who is trusted vouches for the server's certificate",
+    "VerificationError": "the server's certificate is for another name",
+}
 _CLOSED = "the server closed the connection"
 
 _decode: Callable[[bytes], Any] = msgspec.json.Decoder().decode
@@ -70,8 +74,7 @@ def reason_of(failure: Failure) -> str:
     """Why there is no connection, in one line for people."""
     error: Any = failure.value
     text = handshake_error(error).replace("_", " ")
-    if text == _NO_TLS:
-        text = "what answers does not speak TLS"
+    text = _PLAIN_WORDS.get(text or type(error).__name__, text)
     if not text:
         # Of Twisted's own errors, what the system said.
         text = error.args[0] if isinstance(error, ConnectError) and error.args[0] else str(error)
@@ -361,8 +364,13 @@ class ClientProtocol(TCPJSONProtocol):
 
     def _too_late(self) -> None:
         self._handshake_call = None
-        what = "no welcome" if self._handshake.state is State.OPEN else "no end of the login"
-        self.fail(Disconnected(f"{what} within {_HANDSHAKE_TIMEOUT:g} seconds"))
+        said = "no end of the login" if self._handshake.server is not None else "no welcome"
+        self.fail(Disconnected(f"{said} within {_HANDSHAKE_TIMEOUT:g} seconds{self._guess()}"))
+
+    def _guess(self) -> str:
+        """What may be wrong with a server that never said a word, behind the reason."""
+        silent = self._bytes_in == 0 and not is_encrypted(self.transport)
+        return " (does the server want TLS?)" if silent else ""
 
     def _cancel_handshake_timeout(self) -> None:
         if self._handshake_call is not None:
@@ -517,7 +525,8 @@ class ClientProtocol(TCPJSONProtocol):
             self._step.cancel()
         error = self.error
         if error is None:
-            error = Disconnected(_CLOSED if reason.check(ConnectionDone) else reason_of(reason))
+            how = _CLOSED if reason.check(ConnectionDone) else reason_of(reason)
+            error = Disconnected(how + self._guess())
         self._owner.gone(self, error, self._replies.clear())
         if self.lost is not None:
             self.lost(reason)

@@ -87,10 +87,10 @@ class Replies(Generic[Waiter]):
 
     def take(self, message: dict[str, Any]) -> Waiter | Late | None:
         """Who waits for a message: None if it is no reply, `LATE` if nobody waits for it any more."""
+        if self.classic:
+            return self._take_in_order(message)
         key = message.get("id")
-        if type(key) is int and key < 0:
-            return self._waiting.pop(key, LATE)
-        return self._take_in_order(message) if self.classic else None
+        return self._waiting.pop(key, LATE) if type(key) is int and key < 0 else None
 
     def _take_in_order(self, message: dict[str, Any]) -> Waiter | Late | None:
         kind = message.get("type")

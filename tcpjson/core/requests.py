@@ -22,7 +22,7 @@ def encode_message(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
     The type of a message, and its payload.
 
     Raises:
-        TypeError: it is no message with a type, or holds what JSON has not.
+        TypeError: it is no message with a type, or holds what msgspec cannot write.
         ValueError: it holds a number or a text that JSON has not, or nests too deep.
     """
     if isinstance(message, Message):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import (
     HostnameEndpoint,
-    SSL4ClientEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
     UNIXClientEndpoint,
@@ -87,7 +86,6 @@ class TextTests(SynchronousTestCase):
             ("tcp:localhost:80", TCP4ClientEndpoint),
             ("unix:/p.sock", UNIXClientEndpoint),
             ("unix:123", UNIXClientEndpoint),
-            ("ssl:localhost:80:hostname=localhost", SSL4ClientEndpoint),
         ):
             self.assertIsInstance(client_endpoint(self.reactor, where), kind, where)
 
@@ -125,7 +123,10 @@ class TextTests(SynchronousTestCase):
             ("tls:h:1:trustRoots=/nonexistent", r": \S"),
             ("tls:h:1:certificate=/gone:privateKey=/gone", r"/gone: No such file or directory$"),
             ("unix:/p:x=1", "x"),
-            ("ssl:localhost:80", "tls:HOST:PORT looks at the certificate"),
+            ("ssl:localhost:80", "take tls:HOST:PORT"),
+            ("SSL:localhost:80", "take tls:HOST:PORT"),
+            (r"s\sl:localhost:80", "take tls:HOST:PORT"),
+            ("ssl:localhost:80:hostname=localhost", "take tls:HOST:PORT"),
         ):
             with self.assertRaisesRegex(ValueError, why) as caught:
                 client_endpoint(self.reactor, where)

@@ -11,6 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import (
@@ -326,7 +327,15 @@ class HandshakeTests(ProtocolTestCase):
         self.clock.advance(9.9)
         self.assertFalse(self.line.gone)
         self.clock.advance(0.2)
-        self.assert_over(Disconnected, "no welcome within 10 seconds")
+        self.assert_over(Disconnected, "no welcome within 10 seconds (does the server want TLS?)")
+
+    def test_not_a_word(self) -> None:
+        """A server that waits for TLS closes, sooner or later; one that said something has another reason."""
+        for said, guess in ((b"", " (does the server want TLS?)"), (b"\0\0", ""), (packed(WELCOME), "")):
+            self.start()
+            self.line.feed(said)
+            self.line.lose()
+            self.assertEqual(str(self.owner.error()), "the server closed the connection" + guess)
 
     def test_no_end_of_the_login_in_time(self) -> None:
         self.start(credentials=Proofs())
@@ -475,7 +484,7 @@ class HandshakeTests(ProtocolTestCase):
         attach(loop, tls_factory(factory, loop).buildProtocol(None), ours)
         self.assertTrue(protocol._handshake._secure)
         loop.advance(10)
-        self.assertIn("no welcome", str(protocol.error))
+        self.assertEqual(str(protocol.error), "no welcome within 10 seconds")
         loop.settle()
         self.assertEqual(owner.names(), ["gone"])
 
@@ -1277,7 +1286,12 @@ class ReasonTests(SynchronousTestCase):
 
     def test_reasons(self) -> None:
         for error, text in (
-            (SSL.Error([("SSL routines", "", "certificate verify failed")]), "certificate verify failed"),
+            (
+                SSL.Error([("SSL routines", "", "certificate verify failed")]),
+                "nobody who is trusted vouches for the server's certificate",
+            ),
+            (VerificationError([]), "the server's certificate is for another name"),
+            (SSL.Error([("SSL routines", "", "unexpected message")]), "unexpected message"),
             (SSL.Error([("SSL routines", "", "wrong version number")]), "what answers does not speak TLS"),
             (getConnectError((ECONNREFUSED, "Connection refused")), "Connection refused"),
             (ConnectTimeout(), "User timeout caused connection failure."),

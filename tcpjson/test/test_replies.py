@@ -96,6 +96,13 @@ class ClassicTests(SynchronousTestCase):
                 self.assertEqual(self.replies.take({"type": reply}), kind)
             self.assertIsNone(self.replies.take({"type": "broadcast"}))
 
+    def test_ids_mean_nothing(self) -> None:
+        """None was sent: they are somebody else's."""
+        key = self.replies.add("one", "echo")
+        for other in (key, -77):
+            self.assertIsNone(self.replies.take({"type": "news", "id": other}))
+        self.assertEqual(self.replies.take({"type": "echo_response", "id": 5}), "one")
+
     def test_who_waits_no_more_keeps_the_place(self) -> None:
         key = self.replies.add("one", "ping")
         self.replies.add("two", "ping")
