@@ -461,11 +461,6 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         SAME,
-        "a Clock makes the calls that are set meanwhile, too",
-        ("testing.py | MemoryServer.advance | self.settle() | not called",),
-    ),
-    Known(
-        SAME,
         "a transport in memory that was aborted says of itself that it is closing",
         (
             "testing.py | Peer.closed | self.transport.disconnecting or self.transport.disconnected"
