@@ -286,9 +286,13 @@ def descriptors(stage: Stage) -> None:
     with Swarm(stage, "stay", count) as swarm:
         ended = swarm.ready()["ended"]
         _turned_away(ended, count - _ROOM, "server_full", stage.tls)
-        before, start = server.cpu(), time.monotonic()
-        time.sleep(stage.many(0.7, 2.0))
-        busy = (server.cpu() - before) / (time.monotonic() - start)
+        for _ in range(5):
+            # It may still have to do with those who were turned away; a server that spins never rests.
+            before, start = server.cpu(), time.monotonic()
+            time.sleep(stage.many(0.7, 2.0))
+            busy = (server.cpu() - before) / (time.monotonic() - start)
+            if busy < 0.8:
+                break
         assert busy < 0.8, f"busy for {busy:.0%} of the time"
         _expect(swarm.leave(), {**ended, "stayed": _ROOM})
     _alone(stage)
