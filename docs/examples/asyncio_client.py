@@ -20,7 +20,7 @@ async def main(where="localhost:9999"):
             print((await client.stats().asFuture(loop))["connected_clients"], "client is there")
         await client.close().asFuture(loop)
     finally:
-        reactor.fireSystemEvent("shutdown")
+        reactor.getThreadPool().stop()
 
 
 asyncio.run(main(*sys.argv[1:]))

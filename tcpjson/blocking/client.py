@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec import UNSET
 
 from tcpjson.blocking.link import Link, Options, Phase, Request, Waiter, log
-from tcpjson.core.arguments import check_functions, check_methods, check_numbers
+from tcpjson.core.arguments import check_functions, check_kind, check_numbers
 from tcpjson.core.errors import Disconnected, ProtocolError, QueueFull, RequestTimeout, error_of
 from tcpjson.core.handshake import MAX_LENGTH
 from tcpjson.core.messages import Message
@@ -110,8 +110,8 @@ class TCPClient:
     ) -> None:
         check_numbers(port=port, timeout=timeout, retries=retries, max_queue=max_queue, max_length=max_length)
         check_functions(trace=trace)
-        check_methods("begin", credentials=credentials)
-        check_methods("encode", host=host)
+        check_kind("begin", "a Password or a Token", credentials=credentials)
+        check_kind("encode", "a name or an address", host=host)
         if ":" in host and not _is_ipv6(host):
             raise ValueError(f"host must be a name or an address, without the port, not {host!r:.50}")
         if path is None and not 0 < port < 65536:

@@ -17,7 +17,7 @@ from tcpjson.client.endpoints import client_endpoint
 from tcpjson.client.factory import TCPJSONClientFactory
 from tcpjson.client.link import Link, check_seconds
 from tcpjson.client.protocol import Options, Reply, Trace
-from tcpjson.core.arguments import check_functions, check_methods, check_numbers
+from tcpjson.core.arguments import check_functions, check_kind, check_numbers
 from tcpjson.core.errors import ClientError, ProtocolError
 from tcpjson.core.handshake import MAX_LENGTH, Credentials, Json, ServerInfo
 from tcpjson.core.messages import Message
@@ -123,8 +123,8 @@ class Client:
         wall: Callable[[], float] = time.time,
         run: Callable[[Callable[[], Json]], Deferred[Json]] | None = None,
     ) -> None:
-        check_methods("callLater", reactor=reactor)
-        check_methods("begin", credentials=credentials)
+        check_kind("callLater", "the reactor", reactor=reactor)
+        check_kind("begin", "a Password or a Token", credentials=credentials)
         check_numbers(max_queue=max_queue, max_length=max_length, retries=retries)
         check_functions(
             on_message=on_message,

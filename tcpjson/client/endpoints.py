@@ -24,7 +24,7 @@ from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFrom
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tcpjson.core.arguments import check_methods
+from tcpjson.core.arguments import check_kind
 from tcpjson.core.text import printable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def client_endpoint(
     if not isinstance(where, str):
         if ca is not None:
             raise ValueError("an authority is of use with a host and port only")
-        check_methods("connect", where=where)
+        check_kind("connect", '"host:port" or an endpoint', where=where)
         return where
     where = where.strip()
     shown = printable(where, 100)

@@ -174,6 +174,8 @@ class Link:
 
     def _not_connected(self, failure: object, timeout: float) -> Any:
         why = "" if self.error is None else f": {self.error}"
+        if not (why or self._connector):
+            why = ": give the client a place, or connect its factory"
         raise Disconnected(f"no connection within {timeout:g} seconds{why}") from self.error
 
     def close(self) -> Deferred[None]:

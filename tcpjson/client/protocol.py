@@ -59,7 +59,7 @@ _HANDSHAKE_TIMEOUT = 10.0
 # What OpenSSL says, or the class of an error, in words for people.
 _PLAIN_WORDS = {
     "wrong version number": "what answers does not speak TLS",
-    "certificate verify failed": "nobody who is trusted vouches for the server's certificate",
+    "certificate verify failed": "the server's certificate is expired, or from nobody who is trusted",
     "VerificationError": "the server's certificate is for another name",
 }
 _CLOSED = "the server closed the connection"

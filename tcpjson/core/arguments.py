@@ -17,8 +17,8 @@ def check_functions(**values: object) -> None:
             raise TypeError(f"{name} must be a function, not {value!r:.50}")
 
 
-def check_methods(method: str, **values: object) -> None:
-    """Each has this method, or is None. Raises `TypeError` with its name."""
+def check_kind(method: str, what: str, **values: object) -> None:
+    """Each is `what`, which is known by this method, or None. Raises `TypeError` with its name."""
     for name, value in values.items():
         if value is not None and not callable(getattr(value, method, None)):
-            raise TypeError(f"{name} must have a method {method}, unlike {value!r:.50}")
+            raise TypeError(f"{name} must be {what}, not {value!r:.50}")

@@ -191,6 +191,14 @@ class ConnectingTests(ClientTestCase):
         self.end()
         self.assertIsNone(self.client.compression)
 
+    def test_nowhere_to_connect_to(self) -> None:
+        clock = Clock()
+        error = Client(clock).connect(timeout=3)
+        clock.advance(3)
+        why = "no connection within 3 seconds: give the client a place, or connect its factory"
+        self.assertEqual(str(self.failureResultOf(error, Disconnected).value), why)
+        self.assertEqual(clock.getDelayedCalls(), [])
+
     def test_started_twice(self) -> None:
         self.client.start()
         self.client.start()

@@ -1288,7 +1288,7 @@ class ReasonTests(SynchronousTestCase):
         for error, text in (
             (
                 SSL.Error([("SSL routines", "", "certificate verify failed")]),
-                "nobody who is trusted vouches for the server's certificate",
+                "the server's certificate is expired, or from nobody who is trusted",
             ),
             (VerificationError([]), "the server's certificate is for another name"),
             (SSL.Error([("SSL routines", "", "unexpected message")]), "unexpected message"),
