@@ -22,7 +22,15 @@ from twisted.python.failure import Failure
 
 from tcpjson.client import Client
 from tcpjson.client.endpoints import client_endpoint
-from tcpjson.core.errors import BadJSON, BadMessage, Disconnected, RequestTimeout, UnknownType
+from tcpjson.console.rendering import MAX_LINE, Line
+from tcpjson.core.errors import (
+    AuthenticationFailed,
+    BadJSON,
+    BadMessage,
+    Disconnected,
+    RequestTimeout,
+    UnknownType,
+)
 from tcpjson.core.handshake import Json, ServerInfo
 from tcpjson.server import TCPJSONServerFactory
 
@@ -43,6 +51,10 @@ _TEXT = "Hello Server!"
 _OBJECT = {"x": 1, "y": [2, 3], "z": None, "deep": {"yes": True}}
 _UNICODE = "Grüße, 你好, \N{WAVING HAND SIGN}"
 _NUMBERS = [18446744073709551615, -9223372036854775808, 0.30000000000000004]
+_NO_LOGIN = (
+    "the server wants a login, which the demo cannot do: try python -m tcpjson.console --user NAME"
+    " (or --token-file FILE)"
+)
 _SENTENCE = "The same words again and again take little room when they are compressed. "
 
 
@@ -147,6 +159,8 @@ class Demo:
                     raise Wrong(f"{name}: {error}") from None
                 except CancelledError:
                     raise Wrong(f"{name}: expected an answer, none came in time") from None
+                except AuthenticationFailed:
+                    raise Wrong(f"{name}: {_NO_LOGIN}") from None
                 except Exception as error:
                     raise Wrong(f"{name}: expected no error, came {type(error).__name__}: {error}") from error
         finally:
@@ -322,7 +336,8 @@ class Output:
     """
     Prints lines to a file, and nothing more once nobody reads them.
 
-    What the file cannot write is written as an escape.
+    What a terminal would obey, and what the file cannot write, is written as an escape: much of it is from
+    the server.
     """
 
     def __init__(self, file: Any) -> None:
@@ -336,7 +351,7 @@ class Output:
         if self._file is None:
             return
         try:
-            print(line, file=self._file, flush=True)
+            print(Line("", line).plain(MAX_LINE), file=self._file, flush=True)
         except OSError:
             # What is left in the buffer has to go somewhere when Python ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)

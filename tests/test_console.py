@@ -267,7 +267,7 @@ class PipedTests(ServerTestCase):
     def test_where_that_is_none(self) -> None:
         for arguments in (["127.0.0.1:99999"], ["nonsense:x:y"], ["--ca", "/nonexistent", "localhost"]):
             status, lines, told = run(*arguments)
-            self.assertEqual((status, lines, len(told)), (1, [], 1), told)
+            self.assertEqual((status, lines, len(told)), (2, [], 1), told)
             self.assertRegex(told[0], "^tcpjson.console: ")
 
     def test_wrong_options(self) -> None:
@@ -348,6 +348,44 @@ class LoginTests(ServerTestCase):
         # Another authority vouches for another server.
         status, lines, told = run(where(server), "--ca", str(certificates().certificate), given="/ping\n")
         self.assertEqual((status, lines), (1, []))
+
+    def test_a_secret_is_for_one_place(self) -> None:
+        option = f"token:{write(new_path('.tokens'), tokens({'s3same': 'ann'}))}"
+        first, second = (self.start("--auth", option, "--allow-plain-auth") for _ in range(2))
+        trace = new_path(".trace")
+        token = str(write(new_path(".token"), "s3same\n"))
+        places = [where(self.server), where(first), where(second)]
+        status, lines, told = run(
+            *(where(first), "--token-file", token, "--allow-plain-auth", "--trace", str(trace)),
+            given="".join(f"/connect {place}\n/echo {place}\n" for place in places),
+        )
+        self.assertEqual((status, lines[1::2]), (1, [f"echo: {place}" for place in places[:2]]))
+        without = "is asked without a login: the name and the secret are for"
+        self.assertEqual(
+            told[:3],
+            [
+                f"tcpjson.console: {where(self.server)} {without} {where(first)} alone",
+                f"tcpjson.console: {where(second)} {without} {where(first)} alone",
+                "tcpjson.console: line 5: /connect: the server asks who it is (token)",
+            ],
+        )
+        traced = [json.loads(line)["message"] for line in trace.read_text().splitlines()]
+        self.assertEqual(sum(message["type"] == "auth" for message in traced), 2)
+
+    def test_an_authority_is_for_hosts_and_ports(self) -> None:
+        server = self.start(ports=[authority().issue("server").port])
+        place = f"tcp:{where(self.server)}"
+        status, lines, told = run(
+            where(server),
+            "--ca",
+            str(authority().file),
+            given=f"/connect {place}\n/echo 1\n/connect {where(server)}",
+        )
+        self.assertEqual((status, len(lines), lines[1]), (0, 3, "echo: 1"))
+        why = "is asked without --ca: that is for a host and port only"
+        self.assertEqual(told, [f"tcpjson.console: {place} {why}"])
+        status, lines, told = run(place, "--ca", str(authority().file))
+        self.assertEqual((status, lines, len(told)), (2, [], 1))
 
 
 class Screen:
@@ -552,7 +590,8 @@ class TerminalTests(TerminalTestCase):
         server = self.start()
         server.stop()
         screen = self.screen(where(server))
-        screen.until(r"^reconnecting in \d+ s: .*refused")
+        told = rf"^cannot connect to {where(server)}: .*refused.*; trying again\n>\n"
+        screen.until(rf"{told}(.|\n)*^reconnecting in \d+ s: .*refused")
         screen.enter(f"/connect {where(self.server)}")
         screen.until(rf"^connected to {where(self.server)} as .*\Z")
         screen.press("C-d")
@@ -642,7 +681,9 @@ class TerminalTests(TerminalTestCase):
         wrong.until("^Password of ann:$")
         wrong.type("wrong")
         wrong.press("Enter")
-        wrong.until(r"^not connected: the server does not know the name.*; /connect tries again\Z")
+        reason = "not connected: the server does not know the name, or not with this secret"
+        hint = "start the console anew"
+        wrong.until(rf"^{reason}; {hint} to log in\b(.|\n)*^{reason}; {hint}\Z")
         wrong.press("C-d")
         wrong.ended(0)
         left = self.screen(where(server), "--user", "ann")
@@ -653,7 +694,7 @@ class TerminalTests(TerminalTestCase):
     def test_no_such_place(self) -> None:
         screen = self.screen("127.0.0.1:99999")
         screen.until("^tcpjson.console: 127.0.0.1:99999: there is no such port$")
-        screen.ended(1)
+        screen.ended(2)
 
 
 class PlainTerminalTests(TerminalTestCase):
@@ -672,6 +713,16 @@ class PlainTerminalTests(TerminalTestCase):
         screen.press("C-c")
         screen.until(r"Ctrl-C again, or /exit, to leave$")
         screen.press("C-c")
+        screen.ended(0)
+
+    def test_nobody_there(self) -> None:
+        server = self.start()
+        server.stop()
+        screen = self.screen(where(server), TERM="dumb")
+        screen.until(rf"\Acannot connect to {where(server)}: .*refused.*; trying again\Z")
+        screen.enter(f"/connect {where(self.server)}")
+        screen.until(rf"^connected to {where(self.server)} as \S+\Z")
+        screen.enter("/exit")
         screen.ended(0)
 
     def test_without_prompt_toolkit(self) -> None:

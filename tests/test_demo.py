@@ -113,8 +113,8 @@ class ServedTests(ServerTestCase):
         self.assertEqual((status, len(lines)), (1, 1))
         self.assertEqual(
             told,
-            "tcpjson.demo: welcome: expected no error, came AuthenticationFailed: the server asks who it is"
-            " (token)\n",
+            "tcpjson.demo: welcome: the server wants a login, which the demo cannot do:"
+            " try python -m tcpjson.console --user NAME (or --token-file FILE)\n",
         )
 
     def test_no_tls_where_it_is_wanted(self) -> None:

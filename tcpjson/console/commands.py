@@ -20,15 +20,17 @@ COMMANDS = {
     "custom": ("TYPE [JSON object]", "sends a message of any type, with the fields of the object"),
     "raw": ("PAYLOAD", "sends a payload as it is, be it broken"),
     "json": ("on|off", "shows messages as JSON, or in words"),
-    "connect": ("[WHERE]", "connects again, or to another server"),
+    "connect": ("[WHERE]", "connects again, or to another server, there without --user and token"),
     "help": ("", "shows this"),
-    "exit": ("", "ends; so do /quit and Ctrl-D"),
+    "exit": ("", "ends; so does /quit"),
 }
 _OTHER_NAMES = {"quit": "exit"}
 # What beside the commands is told by /help.
 _REST = (
     ("other text", "goes to the server as plain text"),
     ("//text", "goes as plain text that begins with a slash"),
+    ("Ctrl-C", "forgets the line; on an empty one, ends (without prompt_toolkit: twice in a row)"),
+    ("Ctrl-D", "on an empty line, ends"),
 )
 
 _JSON_SPACE = " \t\r\n"

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from tcpjson.client import Client
 from tcpjson.console.board import Board
 from tcpjson.console.commands import COMMANDS, Command, CommandError, help_rows, parse
 from tcpjson.console.link import REPLIES, Answer, Link, Listener, Make
@@ -22,10 +23,14 @@ from tcpjson.console.rendering import (
     stats_table,
     table,
 )
+from tcpjson.core.errors import AuthenticationFailed
 
 Json = dict[str, Any]
 
-# Message types that are remembered for completion, and characters of one.
+# Message types that a client may send from the beginning, those that it has no use for, how many are
+# remembered for completion, and characters of one.
+_TYPES = ("broadcast", "echo", "get_stats", "ping")
+_SERVERS = (*REPLIES, "welcome")
 _MAX_TYPES = 200
 _MAX_TYPE = 64
 # Characters of what is told of the connection.
@@ -41,7 +46,7 @@ class Interactive(Listener):
         board: shows lines.
         changed: called when `state` may have changed.
         as_json: show messages as JSON, until that is changed.
-        talkative: tell in lines what `state` says: there is no other place for it.
+        talkative: tell in a line that it reconnects: there is no other place for it.
     """
 
     def __init__(
@@ -63,10 +68,14 @@ class Interactive(Listener):
         self._raw = as_json
         # Texts that were sent, and not answered yet.
         self._texts = 0
+        # The client of which it was told that it cannot connect, or was disconnected; and whether it is still
+        # to be told that it reconnects.
+        self._told: Client | None = None
+        self._to_tell = False
         self._state: Callable[[], str]
         self._style = "waiting"
-        #: The message types that were seen.
-        self.types: set[str] = set()
+        #: The message types that may be sent, as far as is known: those that were seen, but for replies.
+        self.types = set(_TYPES)
         self._becomes("waiting", lambda: f"connecting to {self._link.where}")
 
     def start(self) -> None:
@@ -103,9 +112,10 @@ class Interactive(Listener):
         self._becomes("connected", lambda: state)
         self._texts = 0
         self._board.say([Line("notice", state)])
-        self._see(welcome)
 
     def disconnected(self, error: Exception) -> None:
+        self._told = self._link.client
+        self._to_tell = self._talkative
         self._becomes("waiting", lambda: f"disconnected: {reason_of(error)}")
         self._board.say([Line("error", f"disconnected: {reason_of(error)}")])
 
@@ -118,12 +128,23 @@ class Interactive(Listener):
             return f"{when}: {reason_of(error)}"
 
         self._becomes("waiting", state)
-        if self._talkative:
+        if self._told is not self._link.client:
+            self._told = self._link.client
+            why = f"cannot connect to {self._link.where}: {reason_of(error)}; trying again"
+            self._board.say([Line("error", why)])
+        elif self._to_tell:
             self._board.say([Line("notice", state())])
+        self._to_tell = False
 
     def failed(self, error: Exception) -> None:
-        self._becomes("stopped", lambda: f"not connected: {reason_of(error)}; /connect tries again")
-        self._board.say([Line("error", f"not connected: {reason_of(error)}")])
+        hint, more = "/connect tries again", ""
+        if isinstance(error, AuthenticationFailed):
+            # Who we are was said when the console was started.
+            hint = "start the console anew"
+            more = f"; {hint} to log in with another password (--user, --token-file)"
+        reason = f"not connected: {reason_of(error)}"
+        self._becomes("stopped", lambda: f"{reason}; {hint}")
+        self._board.say([Line("error", f"{reason}{more}")])
 
     def heard(self, message: Json) -> None:
         self._see(message)
@@ -139,7 +160,7 @@ class Interactive(Listener):
             kind = each.get("type") if isinstance(each, dict) else None
             if not isinstance(kind, str) or len(self.types) >= _MAX_TYPES or not 0 < len(kind) <= _MAX_TYPE:
                 continue
-            if kind.isprintable() and " " not in kind:
+            if kind.isprintable() and " " not in kind and kind not in _SERVERS:
                 self.types.add(kind)
 
     def _shown(self, style: str, message: Json) -> Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from tcpjson.client import Client
+from tcpjson.core.handshake import Credentials
 
 Json = dict[str, Any]
 
@@ -21,6 +23,39 @@ REPLIES = (
 
 #: Makes a client of the server at a place; it takes the callbacks of `tcpjson.client.Client`.
 Make = Callable[..., Client]
+
+
+# What begins the description of an endpoint, not a host and port.
+_DESCRIPTION = re.compile(r"unix:|\w+:(?![0-9]+$)")
+
+
+def maker(
+    make: Make, where: str, ca: str | None, credentials: Credentials | None, tell: Callable[[str], object]
+) -> Make:
+    """
+    What makes clients, which show to one place alone who we are.
+
+    Args:
+        make: is given where to, `ca` and `credentials` beside the callbacks.
+        where: the place that `ca` and the credentials are for. Elsewhere there are no credentials; and `ca`
+            only where it is of use.
+        ca: a PEM file with authorities.
+        credentials: who we are.
+        tell: is given a line when a client is made without something that was given.
+    """
+
+    def made(place: str, **callbacks: Any) -> Client:
+        if place == where:
+            return make(place, ca=ca, credentials=credentials, **callbacks)
+        described = _DESCRIPTION.match(place) is not None
+        client = make(place, ca=None if described else ca, credentials=None, **callbacks)
+        if credentials is not None:
+            tell(f"{place} is asked without a login: the name and the secret are for {where} alone")
+        if described and ca is not None:
+            tell(f"{place} is asked without --ca: that is for a host and port only")
+        return client
+
+    return made
 
 
 class Listener:

@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
         description="Talks to a tcpjson server: commands begin with a slash (/help shows them); other text"
         " goes to the server as it is. Without a terminal it reads commands from the standard input, and"
         " prints an answer a line.",
-        epilog="Status: 0; 1 when something failed; 2 for a wrong command line; 130 when interrupted.",
+        epilog="Status: 0; 1 when something failed; 2 for a wrong command line; 130 when interrupted"
+        " (on a terminal 0: Ctrl-C is one of the ways to leave).",
     )
     made.add_argument(
         "where",

@@ -40,6 +40,10 @@ class Plain:
         self._board.say(self._notices)
         self._console.start()
 
+    def tell(self, text: str) -> None:
+        """Show a notice."""
+        self._board.say([Line("notice", text)])
+
     def _show(self, lines: list[Line]) -> Deferred[None] | None:
         for line in lines:
             self.io.write(line.plain(MAX_LINE))

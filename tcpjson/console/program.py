@@ -16,6 +16,7 @@ from twisted.internet.stdio import StandardIO
 
 from tcpjson.client import Client
 from tcpjson.console.history import History, history_path
+from tcpjson.console.link import maker
 from tcpjson.console.options import credentials, read
 from tcpjson.console.piped import Piped
 from tcpjson.console.plain import Plain
@@ -34,9 +35,12 @@ def _tell(text: str) -> None:
     write_all(2, f"tcpjson.console: {escape(text)}\n".encode(errors="backslashreplace"))
 
 
-def _maker(reactor: Any, options: Namespace, **fixed: Any) -> Callable[..., Client]:
-    """What makes clients, each of its place."""
-    return partial(Client, reactor, ca=options.ca, timeout=options.timeout, max_queue=_MAX_QUEUE, **fixed)
+def _maker(
+    reactor: Any, options: Namespace, who: Any, tell: Callable[[str], object], **fixed: Any
+) -> Callable[..., Client]:
+    """What makes clients, each of its place; `tell` is given lines about them."""
+    make = partial(Client, reactor, timeout=options.timeout, max_queue=_MAX_QUEUE, **fixed)
+    return maker(make, options.where, options.ca, who, tell)
 
 
 def _on_interrupt(reactor: Any, function: Callable[[], object]) -> None:
@@ -60,15 +64,19 @@ def _run(reactor: Any, begin: Callable[[], Deferred[int]], stop: Callable[[int],
         try:
             begin().addCallbacks(end, failed)
         except ValueError as error:
-            _tell(str(error))
-            end(1)
+            end_at_place(error)
 
     def failed(failure: Any) -> None:
         if failure.check(ValueError):
-            _tell(str(failure.value))
+            end_at_place(failure.value)
         else:
             failure.printTraceback()
-        end(1)
+            end(1)
+
+    def end_at_place(error: ValueError) -> None:
+        # There is no such place: the command line is wrong.
+        _tell(str(error))
+        end(2)
 
     def end(status: int) -> None:
         ended.append(status)
@@ -89,7 +97,7 @@ def _piped(options: Namespace, trace: Trace | None, who: Any) -> int:
     lines: list[LineIO] = []
     piped = Piped(
         clock,
-        _maker(clock, options, retries=0, trace=trace, credentials=who),
+        _maker(clock, options, who, _tell, retries=0, trace=trace),
         options.where,
         write=lambda line: lines[0].write(line),
         complain=_tell,
@@ -122,9 +130,8 @@ def _plain(options: Namespace, trace: Trace | None, who: Any, notices: list[Line
     from twisted.internet import reactor
 
     clock: Any = reactor
-    plain = Plain(
-        clock, _maker(clock, options, trace=trace, credentials=who), options.where, notices, options.json
-    )
+    make = _maker(clock, options, who, lambda text: plain.tell(text), trace=trace)
+    plain = Plain(clock, make, options.where, notices, options.json)
 
     def begin() -> Deferred[int]:
         _on_interrupt(clock, plain.interrupt)
@@ -151,7 +158,7 @@ def _terminal(options: Namespace, trace: Trace | None, who: Any, environment: Ma
     def begin() -> Deferred[int]:
         terminal = Terminal(
             clock,
-            _maker(clock, options, trace=trace, credentials=who),
+            _maker(clock, options, who, lambda text: terminal.tell(text), trace=trace),
             options.where,
             History(history_path(environment)),
             as_json=options.json,

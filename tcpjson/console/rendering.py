@@ -184,7 +184,8 @@ def _folded(value: object) -> str:
     if not isinstance(value, dict):
         return f"{value:,}" if type(value) is int else as_text(value)
     parts = [
-        f"{_row_name(name)} {as_text(inner) if isinstance(inner, dict) else _folded(inner)}"
+        # The names are those of types, codes and reasons, not of figures.
+        f"{name} {as_text(inner) if isinstance(inner, dict) else _folded(inner)}"
         for name, inner in value.items()
     ]
     return ", ".join(parts) or "none"

@@ -13,6 +13,7 @@ from prompt_toolkit import PromptSession, print_formatted_text
 from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
+from prompt_toolkit.filters import is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import Input
@@ -117,7 +118,8 @@ class Terminal:
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
 
-        @bindings.add("c-c")
+        # In a search it leaves that.
+        @bindings.add("c-c", filter=~is_searching)
         def _(event: KeyPressEvent) -> None:
             self.interrupt()
 
@@ -126,6 +128,10 @@ class Terminal:
     def _toolbar(self) -> FormattedText:
         style, text = self._console.state
         return FormattedText([(f"class:{style}", text)])
+
+    def tell(self, text: str) -> None:
+        """Show a notice."""
+        self._board.say([Line("notice", text)])
 
     def _show(self, lines: list[Line]) -> Deferred[None]:
         parts: list[tuple[str, str]] = []

@@ -24,6 +24,7 @@ from tcpjson.console.interactive import Interactive
 from tcpjson.console.plain import Plain
 from tcpjson.console.rendering import Line
 from tcpjson.console.stdio import LineIO, Lines, write_all
+from tcpjson.core.errors import ProtocolMismatch
 from tcpjson.core.messages import Ping
 from tcpjson.credentials import Password
 from tcpjson.test.hypo import given
@@ -233,6 +234,8 @@ class InteractiveTests(ConsoleTestCase):
     def test_help(self) -> None:
         shown = self.enter(self.console(), "/help")
         self.assertIn("/ping", shown[0][1])
+        for key in ("Ctrl-C", "Ctrl-D"):
+            self.assertIn(key, " ".join(text for _, text in shown))
         self.assertEqual({style for style, _ in shown}, {"notice"})
 
     def test_json(self) -> None:
@@ -339,26 +342,61 @@ class InteractiveTests(ConsoleTestCase):
         self.assertEqual(counted[12], "reconnecting in 1 s: no\\x1b")
         self.assertEqual(counted[13], "reconnecting: no\\x1b")
 
-    def test_talkative(self) -> None:
+    def test_it_cannot_connect(self) -> None:
+        """That is told once, whatever the terminal."""
         self.server.stop()
-        self.console(talkative=True)
-        self.server.advance(3)
-        self.assertTrue(self.shown)
-        for style, text in self.shown:
-            self.assertEqual(style, "notice")
-            self.assertRegex(text, r"^reconnecting in \d+ s: .*refused")
+        for talkative in (False, True):
+            console = self.console(start=False, talkative=talkative)
+            for line, where in (("", "here"), ("/connect there", "there"), ("/connect", "there")):
+                self.shown.clear()
+                if line:
+                    self.enter(console, line)
+                else:
+                    console.start()
+                self.server.advance(60)
+                shown = [(style, text) for style, text in self.shown if "onnect" in text]
+                self.assertEqual(len(shown), 1, shown)
+                self.assertEqual(shown[0][0], "error")
+                self.assertRegex(shown[0][1], rf"^cannot connect to {where}: .*refused.*; trying again$")
+                # A place that is none changes nothing.
+                self.assertEqual(len(self.enter(console, "/connect nowhere")), 1)
+                self.server.advance(60)
+                self.assertEqual(len(self.shown), 1)
 
-    def test_what_no_retry_heals(self) -> None:
+    def test_talkative(self) -> None:
+        """Where no state is to be seen, it is told once, too, that it reconnects."""
+        self.console(talkative=True)
+        for _ in range(2):
+            self.shown.clear()
+            self.clients[0].wire.refuses = True
+            self.clients[0].wire.cut()
+            self.server.advance(60)
+            self.assertEqual([style for style, _ in self.shown], ["error", "notice"])
+            self.assertRegex(self.shown[0][1], r"^disconnected: .*lost")
+            self.assertRegex(self.shown[1][1], r"^reconnecting in \d+ s: .*lost")
+            self.clients[0].wire.refuses = False
+            self.server.advance(60)
+            self.assertEqual(len(self.shown), 3)
+
+    def test_a_login_that_failed(self) -> None:
+        """The name and the secret stay those that were given at the start."""
         self.server = MemoryServer(checkers=[USERS])
+        self.credentials = Password("ann", "wrong", allow_plain=True)
         console = self.console(start=False)
         console.start()
-        self.server.settle()
+        self.server.advance(1)
+        reason = "not connected: the server does not know the name, or not with this secret"
+        self.assertEqual(console.state, ("stopped", f"{reason}; start the console anew"))
+        hint = "start the console anew to log in with another password (--user, --token-file)"
+        self.assertEqual(self.shown, [("error", f"{reason}; {hint}")])
+
+    def test_what_no_retry_heals(self) -> None:
+        console = self.console()
+        console.failed(ProtocolMismatch("no welcome"))
         self.server.advance(INTERVAL)
-        self.assertEqual(console.state[0], "stopped")
-        self.assertRegex(console.state[1], r"^not connected: the server asks .*; /connect tries again$")
-        self.assertEqual(self.shown[0][0], "error")
+        self.assertEqual(console.state, ("stopped", "not connected: no welcome; /connect tries again"))
+        self.assertEqual(self.shown[0], ("error", "not connected: no welcome"))
         # Another attempt is another matter.
-        self.credentials = Password("ann", "pw", allow_plain=True)
         self.enter(console, "/connect there")
         self.assertRegex(console.state[1], "^connected to there as ")
 
@@ -403,15 +441,20 @@ class InteractiveTests(ConsoleTestCase):
         self.assertEqual(console.state[1], "connected to here")
 
     def test_types_that_were_seen(self) -> None:
+        """But for what a client has no use for."""
         console = self.console()
-        self.assertEqual(console.types, {"welcome"})
-        self.enter(console, '/custom move {"x": 1}', "/ping")
-        self.assertEqual(console.types, {"welcome", "move", "response", "pong", "ping"})
+        asked = {"broadcast", "echo", "get_stats", "ping"}
+        self.assertEqual(console.types, asked)
+        self.enter(console, '/custom move {"x": 1}', "/ping", "/broadcast 1", "/stats", "/raw {", "text")
+        self.assertEqual(console.types, {*asked, "move"})
+        console.heard({"type": "news"})
+        console.heard({"type": "welcome"})
+        self.assertEqual(console.types, {*asked, "move", "news"})
         odd: list[Any] = [5, "", "a b", "\x1b", "x" * 65, None, {}]
         for kind in odd:
             console.heard({"type": kind})
         console.heard({"original_message": 5, "type": "response"})
-        self.assertEqual(console.types, {"welcome", "move", "response", "pong", "ping"})
+        self.assertEqual(console.types, {*asked, "move", "news"})
         for number in range(1000):
             console.heard({"type": f"t{number}"})
         self.assertEqual(len(console.types), 200)
@@ -460,6 +503,10 @@ class PlainTests(ConsoleTestCase):
 
     def test_start(self) -> None:
         self.assertEqual(self.lines(), ["mind this", "connected to here as 127.0.0.1:50000"])
+
+    def test_tell(self) -> None:
+        self.plain.tell("mind that")
+        self.assertEqual(self.type(b""), ["mind that"])
 
     def test_lines(self) -> None:
         self.assertEqual(self.type(b"/ping\n"), ["pong: 0.00 ms"])

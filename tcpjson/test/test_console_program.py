@@ -5,11 +5,13 @@ from __future__ import annotations
 import getpass
 import warnings
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.console import program
+from tcpjson.console.link import maker
 from tcpjson.console.options import ask_password, credentials, read
 from tcpjson.credentials import Password, Token
 
@@ -91,6 +93,66 @@ class OptionsTests(SynchronousTestCase):
         ):
             with patch("getpass.getpass", function), patch("sys.stderr"):
                 self.assertEqual(str(self.assertRaises(ValueError, ask_password, "ann")), reason)
+
+
+class MakerTests(SynchronousTestCase):
+    """What goes to the first place, and to no other."""
+
+    def setUp(self) -> None:
+        #: Places with what is shown to them, and lines that are told.
+        self.made: list[tuple[str, str | None, object]] = []
+        self.told: list[str] = []
+
+    def make(self, where: str, *, ca: str | None, credentials: Any, on_message: Any) -> Any:
+        if where == "nowhere":
+            raise ValueError("nowhere: no such place")
+        self.made.append((where, ca, credentials))
+
+    def connect(self, *places: str, ca: str | None = None, who: Token | None = None) -> list[str]:
+        """Make clients of places; returns what is told."""
+        make = maker(self.make, "here:1", ca, who, self.told.append)
+        for place in places:
+            make(place, on_message=None)
+        return self.told
+
+    def test_a_secret(self) -> None:
+        who = Token("s3cret")
+        told = self.connect("here:1", "there:1", "here:1", "here:2", "unix:/here:1", "here:1", who=who)
+        self.assertEqual([each is who for _, _, each in self.made], [True, False, True, False, False, True])
+        self.assertEqual([each for _, _, each in self.made if each is not who], [None] * 3)
+        why = "is asked without a login: the name and the secret are for here:1 alone"
+        self.assertEqual(told, [f"{place} {why}" for place in ("there:1", "here:2", "unix:/here:1")])
+
+    def test_an_authority(self) -> None:
+        """Of use with a host and port only; where it is, it is never left out."""
+        used = [
+            "here:1",
+            "there",
+            "there:1",
+            "[::1]",
+            "[::1]:1",
+            "a.example:9999",
+            "localhost:9",
+            "127.0.0.1:9",
+        ]
+        self.assertEqual(self.connect(*used, ca="f"), [])
+        self.assertEqual(self.made, [(place, "f", None) for place in used])
+        self.made.clear()
+        others = ["tcp:there:1", "tls:there:1", "unix:/there", "unix:5", "tcp:host=there:port=1"]
+        told = self.connect(*others, ca="f")
+        self.assertEqual(self.made, [(place, None, None) for place in others])
+        why = "is asked without --ca: that is for a host and port only"
+        self.assertEqual(told, [f"{place} {why}" for place in others])
+
+    def test_the_first_place_gets_what_was_given(self) -> None:
+        """So that it is refused, where it is of no use there."""
+        maker(self.make, "tcp:here:1", "f", None, self.told.append)("tcp:here:1", on_message=None)
+        self.assertEqual((self.made, self.told), ([("tcp:here:1", "f", None)], []))
+
+    def test_nothing_to_tell(self) -> None:
+        self.assertEqual(self.connect("there:1", "tcp:there:1"), [])
+        self.assertRaises(ValueError, self.connect, "nowhere", ca="f", who=Token("s3cret"))
+        self.assertEqual(self.told, [])
 
 
 class ProgramTests(SynchronousTestCase):

@@ -240,8 +240,16 @@ class TableTests(SynchronousTestCase):
                 "details",
                 "  bytes in         5",
                 "  errors           none",
-                '  rates            a b 1.5, c {"d":1}',
+                '  rates            a_b 1.5, c {"d":1}',
             ],
+        )
+
+    def test_names_as_they_are_on_the_wire(self) -> None:
+        """Of types, and of reasons; those of figures are in words."""
+        details = {"messages_by_type": {"get_stats": 2}, "disconnects": {"client_closed": 1}}
+        shown = [line.plain() for line in stats_table({"type": "server_stats", "details": details})]
+        self.assertEqual(
+            shown[1:], ["details", "  messages by type  get_stats 2", "  disconnects       client_closed 1"]
         )
 
     def test_odd_stats(self) -> None:

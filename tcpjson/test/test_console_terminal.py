@@ -182,6 +182,15 @@ class TerminalTests(TerminalTestCase):
 
         self.run_terminal(script)
 
+    def test_tell(self) -> None:
+        async def script(typist: Typist) -> None:
+            await typist.until(lambda: self.clients and self.clients[-1].connected)
+            typist.terminal.tell("mind that")
+            await typist.type("", "mind that")
+            await typist.type("\x04")
+
+        self.run_terminal(script)
+
     def test_control_c(self) -> None:
         """The first clears the line, one at an empty line ends."""
 
@@ -190,6 +199,20 @@ class TerminalTests(TerminalTestCase):
             await typist.until_line("abc")
             await typist.type("\x03")
             await typist.until_line("")
+            self.assertFalse(typist.running.done())
+            await typist.type("\x03")
+
+        self.run_terminal(script)
+
+    def test_control_c_in_a_search(self) -> None:
+        """It leaves that, and not the console."""
+
+        async def script(typist: Typist) -> None:
+            layout = typist.terminal._session.app.layout
+            await typist.type("\x12")
+            await typist.until(lambda: layout.is_searching)
+            await typist.type("\x03")
+            await typist.until(lambda: not layout.is_searching or typist.running.done())
             self.assertFalse(typist.running.done())
             await typist.type("\x03")
 
@@ -229,7 +252,7 @@ class TerminalTests(TerminalTestCase):
             for typed, completed in (
                 ("/st\t", "/stats"),
                 ("/cu\t", "/custom "),
-                ("/custom wel\t", "/custom welcome "),
+                ("/custom get\t", "/custom get_stats "),
                 ("/json of\t", "/json off"),
             ):
                 await typist.type(typed)

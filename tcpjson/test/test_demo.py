@@ -11,6 +11,7 @@ from typing import Any
 
 import twisted.internet
 from msgspec import Raw
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError as Refused
@@ -116,6 +117,13 @@ class DemoTests(SynchronousTestCase):
                 "            * the next ping is answered",
                 "end         * all are closed; a request now fails with Disconnected: the client was closed",
             ],
+        )
+
+    def test_a_login(self) -> None:
+        self.goes_wrong(
+            "welcome: the server wants a login, which the demo cannot do: try python -m tcpjson.console"
+            " --user NAME (or --token-file FILE)",
+            MemoryServer(checkers=[InMemoryUsernamePasswordDatabaseDontUse(ann=b"pw")]),
         )
 
     def test_what_is_shown(self) -> None:
@@ -378,6 +386,13 @@ class OutputTests(SynchronousTestCase):
         Output(file)("grün")
         self.assertEqual(reading.readline(), b"gr\\xfcn\n")
 
+    def test_nothing_of_a_stranger_is_obeyed(self) -> None:
+        reading, file = self.pipe()
+        Output(file)("ev\x1b[2Jil\u202e\x9b\r\n" + "x" * 10000)
+        line = reading.readline().decode()
+        self.assertEqual(line[:33], "ev\\x1b[2Jil\\u202e\\x9b\\r\\n" + "x" * 8)
+        self.assertLess(len(line), 2100)
+
     def test_nobody_reads_on(self) -> None:
         """Neither the first line nor a later one fails, nor closing the file, as Python does at its end."""
         reading, file = self.pipe()
@@ -542,6 +557,22 @@ class ProgramTests(SynchronousTestCase):
         self.assertEqual(status, 1)
         self.assertEqual(steps(output.splitlines()[1:]), ["welcome", "ping"])
         self.assertEqual(told, 'tcpjson.demo: ping: expected "pong", came "pang"\n')
+
+    def test_what_the_server_says(self) -> None:
+        """None of it is printed as it is: neither names nor errors."""
+
+        def handler(session: Session, request: Ping) -> None:
+            raise Forbidden("no\x1b[2J\n")
+
+        server = server_with(Ping, handler)
+        self.reactor.server = server
+        self.patch(Demo, "_server", ServerInfo(server="ev\x1b[2Jil\u202e\n"))
+        self.endpoints["localhost:9999"] = server.wire()
+        status, output, told = self.main()
+        self.assertEqual((status, output.count("\n"), told.count("\n")), (1, 4, 1), output)
+        self.assertIn("the server is ev\\x1b[2Jil\\u202e\\n, our", output)
+        self.assertIn("no\\x1b[2J", told)
+        self.assertTrue((output + told).replace("\n", "").isprintable())
 
     def test_signals(self) -> None:
         """The status tells which one; what goes wrong because of it is not told of."""
