@@ -60,6 +60,7 @@ _HANDSHAKE_TIMEOUT = 10.0
 _PLAIN_WORDS = {
     "wrong version number": "what answers does not speak TLS",
     "certificate verify failed": "the server's certificate is expired, or from nobody who is trusted",
+    "ConnectionLost": "the connection was lost",
     "VerificationError": "the server's certificate is for another name",
 }
 _CLOSED = "the server closed the connection"

@@ -1290,6 +1290,7 @@ class ReasonTests(SynchronousTestCase):
                 SSL.Error([("SSL routines", "", "certificate verify failed")]),
                 "the server's certificate is expired, or from nobody who is trusted",
             ),
+            (ConnectionLost(), "the connection was lost"),
             (VerificationError([]), "the server's certificate is for another name"),
             (SSL.Error([("SSL routines", "", "unexpected message")]), "unexpected message"),
             (SSL.Error([("SSL routines", "", "wrong version number")]), "what answers does not speak TLS"),
