@@ -205,7 +205,8 @@ class Link:
             ClientError, TooLarge: it is not sent.
             TypeError, ValueError: the timeout is none.
         """
-        check_seconds("timeout", timeout)
+        if type(timeout) is not float or not 0 <= timeout <= _LONGEST:
+            check_seconds("timeout", timeout)
         if (serving := self.serving) is not None:
             serving.ask(reply, kind, payload)
         else:

@@ -13,10 +13,6 @@ from tcpjson.core.messages import Message
 
 _check_grammar = msgspec.json.Decoder(Raw).decode
 
-# Most are dicts, and to ask only whether something is a mapping takes three times as long.
-_MAPPINGS = (dict, Mapping)
-
-
 def encode_message(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
     """
     The type of a message, and its payload.
@@ -25,13 +21,15 @@ def encode_message(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
         TypeError: it is no message with a type, or holds what msgspec cannot write.
         ValueError: it holds a number or a text that JSON has not, or nests too deep.
     """
-    if isinstance(message, Message):
+    # Nearly all are dicts; to ask whether something is another mapping takes long.
+    if type(message) is dict:
+        kind = message.get("type")
+    elif isinstance(message, Message):
         config = message.__struct_config__
         kind = None if config.array_like else config.tag
-    elif isinstance(message, _MAPPINGS):
+    elif isinstance(message, Mapping):
+        message = dict(message)
         kind = message.get("type")
-        if type(message) is not dict:
-            message = dict(message)
     else:
         raise TypeError(f"a {type(message).__name__} is no message")
     if not isinstance(kind, str):
@@ -52,7 +50,7 @@ def encode_request(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
     Raises:
         TypeError, ValueError: as `encode_message`, and when it has an `id`.
     """
-    if _id(message) is not UNSET:
+    if ("id" in message) if type(message) is dict else (_id(message) is not UNSET):
         raise ValueError("the id of a request is the client's to choose")
     return encode_message(message)
 
@@ -74,7 +72,7 @@ def encode_unasked(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
 def _id(message: object) -> object:
     if isinstance(message, Message):
         return message.id
-    return message.get("id", UNSET) if isinstance(message, _MAPPINGS) else UNSET
+    return message.get("id", UNSET) if isinstance(message, Mapping) else UNSET
 
 
 def text_payload(text: str) -> bytes:
