@@ -13,6 +13,7 @@ from tcpjson.core.messages import Message
 
 _check_grammar = msgspec.json.Decoder(Raw).decode
 
+
 def encode_message(message: Message | Mapping[str, Any]) -> tuple[str, bytes]:
     """
     The type of a message, and its payload.
