@@ -415,6 +415,7 @@ class Link:
                 self._pause(until)
         except _Told:
             pass
+        # In a thread nobody else would hear of it.
         except BaseException as bug:
             log.exception("%s: the client has ended by an error of its own", self._options.where)
             error = Disconnected(f"the client has failed: {type(bug).__name__}: {bug}")
@@ -701,6 +702,7 @@ class Link:
                 if hear is not None:
                     try:
                         hear(message)
+                    # Not even its SystemExit is to end the thread.
                     except BaseException:
                         log.exception("%s: the message callback has failed", self._options.where)
         if conversation.passed_over and not before:

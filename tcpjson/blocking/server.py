@@ -152,6 +152,7 @@ class TCPServer:
         try:
             self._service = self._make_service(reactor, listener.detach(), in_main)
             self._service.startService()
+        # `start` raises it, once the reactor has stopped.
         except BaseException as error:
             self._failure = error
             reactor.stop()
