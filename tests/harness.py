@@ -300,6 +300,13 @@ class Server:
         assert match is not None
         return int(match[1]) * 1024
 
+    def rests(self) -> int:
+        """How often it has waited for something to do; raises `SkipTest` where the system does not say."""
+        text = self._proc("status").read_text(encoding="ascii", errors="replace")
+        match = re.search(r"^voluntary_ctxt_switches:\s*(\d+)$", text, re.MULTILINE)
+        assert match is not None
+        return int(match[1])
+
     def resident(self) -> int:
         """
         Its resident memory, in bytes.
