@@ -61,38 +61,45 @@ from tcpjson.core.errors import (
     UnknownType,
 )
 from tcpjson.core.limits import Limits
-from tcpjson.core.messages import Message
+from tcpjson.core.messages import Broadcast, Custom, Echo, GetStats, Message, Ping, Text
 from tcpjson.credentials import Password, Token
-from tcpjson.handlers import Router, Session
+from tcpjson.handlers import Router, Server, Session
 from tcpjson.server import TCPJSONServerFactory
 
 __all__ = [
     "AuthenticationFailed",
     "BadJSON",
     "BadMessage",
+    "Broadcast",
     "CircuitBreaker",
     "CircuitOpen",
     "Client",
     "ClientError",
     "ConnectionPool",
+    "Custom",
     "Disconnected",
+    "Echo",
     "Forbidden",
+    "GetStats",
     "GoingAway",
     "HandlerTimeout",
     "Internal",
     "Limits",
     "Message",
     "Password",
+    "Ping",
     "Pool",
     "ProtocolError",
     "ProtocolMismatch",
     "QueueFull",
     "RequestTimeout",
     "Router",
+    "Server",
     "Session",
     "TCPClient",
     "TCPJSONServerFactory",
     "TCPServer",
+    "Text",
     "Token",
     "TooLarge",
     "UnexpectedReply",

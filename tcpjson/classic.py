@@ -60,4 +60,6 @@ def text(session: Session, message: Text) -> Message:
 
 @router.handler
 def refused(session: Session, message: Refused) -> ProtocolError:
+    if message.fault is not None:
+        raise message.fault
     return message.error

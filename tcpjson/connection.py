@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from msgspec import UNSET
 from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tcpjson.auth import MAX_FAILURES, SCRAM, Login
-from tcpjson.core import compression
+from tcpjson.core import compression, errors
 from tcpjson.core.backoff import DELAYS
 from tcpjson.core.encoding import encode_message
 from tcpjson.core.errors import (
@@ -21,6 +23,7 @@ from tcpjson.core.errors import (
     HandlerTimeout,
     HeartbeatTimeout,
     IdleTimeout,
+    Internal,
     ProtocolError,
 )
 from tcpjson.core.heartbeat import Heartbeat, Silence, Verdict
@@ -42,6 +45,8 @@ from tcpjson.proxied import IProxyListener, is_proxied
 from tcpjson.tls import handshake_error, peer_identity
 from tcpjson.transports import client_id_of, descriptor_of, is_encrypted, network_of
 
+log = Logger()
+
 
 @implementer(IHandshakeListener, IProxyListener)
 class Connection(Exchange):
@@ -54,6 +59,8 @@ class Connection(Exchange):
 
     # In the class until they are needed: a connection that is idle is small.
     _admitted = False
+    # Whether the application was told of it.
+    _introduced = False
     _network: str | None = None
     _login: Login | None = None
     _greeted = False
@@ -146,6 +153,7 @@ class Connection(Exchange):
             self._state = advance(self._state, Event.IDENTIFIED)
             self._serve()
             self._send_now([factory.welcome(self.client_id, ())])
+            self._introduce()
             return
         self._state = advance(self._state, Event.CHALLENGED)
         self.dialect = factory.dialects.guest
@@ -214,6 +222,8 @@ class Connection(Exchange):
             if not (self.detail or is_encrypted(self.transport)):
                 self.detail = "no_proxy_header"
         super().connectionLost(reason)
+        if self._introduced:
+            self.factory.lifecycle.disconnected(self)
         self.factory.closed(self)
 
     # `hello`, `auth` and heartbeats.
@@ -296,6 +306,7 @@ class Connection(Exchange):
                 self.MAX_LENGTH = self.factory.limits.max_length
                 self.batch = BATCH
                 self._serve()
+                self._introduce()
             else:
                 self.factory.login_failed(self, message.mechanism or SCRAM)
         if self._login is not None:
@@ -303,9 +314,42 @@ class Connection(Exchange):
                 self.fail(AuthFailed())
                 return
             self.factory.auth_deadlines.set(self, self._clock.seconds() + left)
-        self._depart()
-        self.release_now(Hold.AUTH)
-        self._make_room()
+        self._decided()
+
+    def _decided(self) -> None:
+        """Go on with what the client sent meanwhile, unless there is something else to wait for."""
+        if self._checking is None:
+            self._depart()
+            self.release_now(Hold.AUTH)
+            self._make_room()
+
+    def _introduce(self) -> None:
+        """Tell the application of a new client; what that sends waits until it is done."""
+        lifecycle = self.factory.lifecycle
+        self._introduced = True
+        if lifecycle.connect:
+            self._checking = introduction = lifecycle.connected(self)
+            introduction.addBoth(self._introduction_done)
+            if self._checking is not None:
+                self.hold(Hold.AUTH)
+                limit = self.factory.limits.handler_timeout
+                self.factory.auth_deadlines.set(self, self._clock.seconds() + limit)
+
+    def _introduction_done(self, failure: Failure | None) -> None:
+        self._checking = None
+        self.factory.auth_deadlines.clear(self)
+        if self._state is not State.READY:
+            return
+        if failure is not None:
+            error = failure.value
+            if isinstance(error, CancelledError):
+                error = HandlerTimeout()
+            elif not isinstance(error, ProtocolError):
+                log.failure("on_connect failed for {client}", failure, client=self.client_id)
+                error = Internal()
+            self._reply([self._error_payload(error)])
+            self._finish(errors.CLOSED_BY_HANDLER)
+        self._decided()
 
     def _life(self) -> object:
         """What changes with every sign of life (section 1)."""

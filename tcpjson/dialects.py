@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tcpjson import classic
-from tcpjson.core.codec import Codec
+from tcpjson.core.codec import Codec, check_fields
 from tcpjson.core.errors import ProtocolError, Unauthenticated
 from tcpjson.core.messages import Auth, Custom, HeartbeatPong, Hello, Message, Ping, Refused, Text
-from tcpjson.handlers import Router
+from tcpjson.handlers import Router, name_of
 
 if TYPE_CHECKING:
     from tcpjson.connection import Connection
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Handler = Callable[[Any, Any], Any]
 
 # Types that belong to the protocol on every connection: an application's handlers cannot take them over.
-_RESERVED = (Hello, Auth)
+_RESERVED = ("hello", "auth")
 
 
 class Dialect:
@@ -43,27 +43,31 @@ class Dialects:
 
     Args:
         hello, auth: the handlers of these messages.
-        routers: the application's handlers.
+        router: the application's.
         strict: whether unknown types are refused.
 
     Raises:
         ValueError, TypeError: as `tcpjson.server.TCPJSONServerFactory`.
     """
 
-    def __init__(self, hello: Handler, auth: Handler, routers: Sequence[Router], strict: bool) -> None:
-        own: dict[type[Message], Handler] = {**classic.router.handlers, Hello: hello, Auth: auth}
-        merged = classic.router.merged(*routers).handlers
-        for kind in merged:
-            for reserved in _RESERVED:
-                if kind.__struct_config__.tag == reserved.__struct_config__.tag:
-                    raise ValueError(f"{kind.__struct_config__.tag} belongs to the protocol")
-        served: dict[type[Message], Handler] = {**merged, Hello: hello, Auth: auth}
+    def __init__(self, hello: Handler, auth: Handler, router: Router, strict: bool) -> None:
+        for kind, handler in router.handlers.items():
+            if kind.__struct_config__.tag in _RESERVED:
+                raise ValueError(f"{name_of(handler)}: {kind.__struct_config__.tag} belongs to the protocol")
+            check_fields(kind)
+        served: dict[type[Message], Handler] = {
+            kind: handler if kind is Refused else router.wrapped(handler)
+            for kind, handler in classic.router.merged(router).handlers.items()
+        }
+        # What the application sees: all of it, where it has middleware.
+        seen = [kind for kind, handler in served.items() if handler is not classic.router.handlers.get(kind)]
+        served |= {Hello: hello, Auth: auth}
 
         def dialect(handlers: dict[type[Message], Handler]) -> Dialect:
             codec = Codec(
                 [kind for kind in handlers if kind.__struct_config__.tag],
                 strict,
-                checked=[kind for kind, handler in served.items() if handler is not own.get(kind)],
+                checked=seen,
             )
             return Dialect(codec, handlers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
@@ -30,7 +30,7 @@ from tcpjson.core.messages import Error, Message, ServerStats
 from tcpjson.core.ordering import AnswerOrder, Slot
 from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
-from tcpjson.handlers import Recipients
+from tcpjson.handlers import Recipients, Server, Session
 from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
 
 if TYPE_CHECKING:
@@ -543,6 +543,10 @@ class Exchange(TCPJSONProtocol):
     # What handlers call.
 
     @property
+    def server(self) -> Server:
+        return self.factory
+
+    @property
     def timestamp(self) -> str:
         factory = self.factory
         return factory.timestamps.now() if factory.turn is None else factory.turn.timestamp
@@ -559,7 +563,7 @@ class Exchange(TCPJSONProtocol):
             return
         if turn is not None:
             # It must not overtake a broadcast of the same turn.
-            factory.commit(turn)
+            factory.deliver_burst(turn)
         data = self._frames([payload])
         if self.has_room(len(data)):
             self._count_out(len(data))
@@ -569,8 +573,8 @@ class Exchange(TCPJSONProtocol):
                 self._outbox.push(data)
                 turn.dirty[self] = None
 
-    def broadcast(self, message: Message | dict[str, Any]) -> Recipients:
-        return Recipients(self.factory.broadcast(self, encode_message(message, self.timestamp)))
+    def broadcast(self, message: Message | dict[str, Any], to: Iterable[Session] | None = None) -> Recipients:
+        return self.factory.relay(encode_message(message, self.timestamp), self, to)
 
     def close(self) -> None:
         turn = self.factory.turn

@@ -1,15 +1,18 @@
-"""Typed handlers: a table from message class to the function that answers it."""
+"""Typed handlers: a table from message class to the function that answers it, and what stands around it."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 
 from tcpjson.core.errors import ProtocolError
 from tcpjson.core.messages import Message, ServerStats
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
 
 #: What a handler may return: the answer, an error (raised, it does the same), None for no answer, or
 #: something that leads to one of these.
@@ -30,12 +33,21 @@ class Session(Protocol):
     One client, as a handler sees it.
 
     `client_id` is the peer's address as in section 2 of docs/protocol.rst, `user` who it authenticated
-    as (None without authentication), `state` is the application's own to set.
+    as (None without authentication), `state` is the application's own to set. `reason` is empty until the
+    connection ends, and then the code of section 9 that says why.
+
+    A session may be kept, and used from anywhere in the reactor's thread. Once it has ended, `send` and
+    `close` do nothing.
     """
 
     client_id: str
     user: str | None
     state: Any
+    reason: str
+
+    @property
+    def server(self) -> Server:
+        """The server that it is a client of."""
 
     @property
     def timestamp(self) -> str:
@@ -53,17 +65,63 @@ class Session(Protocol):
             BadJSON: it holds a client's value that must not be relayed; nothing was sent.
         """
 
-    def broadcast(self, message: Message | dict[str, Any]) -> Recipients:
-        """Send a message to all other clients; returns to how many. Raises as `send`."""
+    def broadcast(self, message: Message | dict[str, Any], to: Iterable[Session] | None = None) -> Recipients:
+        """
+        Send a message to all other clients, or to those of `to` that are others and still there; returns to
+        how many. It is written as JSON once. Raises as `send`.
+        """
 
     def close(self) -> None:
         """Close the connection when what was sent before has left."""
 
 
+class Server(Protocol):
+    """A server, as an application sees it. `clock` is the reactor; in tests, one that stands still."""
+
+    clock: IReactorTime
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Those that are served now."""
+
+    def broadcast(self, message: Message | dict[str, Any], to: Iterable[Session] | None = None) -> Recipients:
+        """Send a message to all clients, or to those of `to` that are still there. As `Session.broadcast`."""
+
+
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 Handler = Callable[[Any, Any], Result]
+Middleware = Callable[[Any, Any, Handler], Result]
+#: Called with a session or the server. What it returns is waited for, if that can be.
+Hook = Callable[[Any], object]
+Moment = Literal["on_start", "on_connect", "on_disconnect", "on_stop"]
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def name_of(function: object) -> str:
+    """What to call a function where it is spoken of to its author."""
+    name = getattr(function, "__qualname__", None)
+    return f"{getattr(function, '__module__', None)}.{name}" if name else repr(function)
+
+
+def _parameters(function: Callable[..., Any], count: int, what: str) -> list[inspect.Parameter]:
+    """The parameters of a function that must take so many. Raises `TypeError`."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) != count or any(parameter.kind not in _POSITIONAL for parameter in parameters):
+        raise TypeError(f"{name_of(function)} must take {what}")
+    return parameters
+
+
+def _around(middleware: Middleware, handler: Handler) -> Handler:
+    """A handler with a middleware around it."""
+    following = handler
+    if inspect.iscoroutinefunction(inspect.unwrap(middleware)):
+
+        async def following(session: Any, message: Any) -> Any:
+            answer = handler(session, message)
+            return await answer if isinstance(answer, Awaitable) else answer
+
+    return lambda session, message: middleware(session, message, following)
 
 
 class Router:
@@ -91,10 +149,16 @@ class Router:
 
     To refuse, raise (or return) `Forbidden`, `BadMessage` or another `ProtocolError`. Any other exception is
     logged, and the client told `internal`.
+
+    The decorators `on_start`, `on_connect`, `on_disconnect` and `on_stop` mark functions that are called when
+    the server and its clients come and go, `middleware` those that stand around every handler. Where there
+    are several, they come in the order in which they were added; the first middleware is the outermost.
     """
 
     def __init__(self) -> None:
         self._handlers: dict[type[Message], Handler] = {}
+        self._middlewares: list[Middleware] = []
+        self._hooks: dict[Moment, list[Hook]] = {}
 
     @property
     def handlers(self) -> dict[type[Message], Callable[[Any, Any], Any]]:
@@ -109,10 +173,8 @@ class Router:
             TypeError: the function does not take a session and a message of a `Message` subclass.
             ValueError: the class, or its tag, has a handler already.
         """
-        name = getattr(function, "__qualname__", repr(function))
-        parameters = list(inspect.signature(function).parameters.values())
-        if len(parameters) != 2 or any(parameter.kind not in _POSITIONAL for parameter in parameters):
-            raise TypeError(f"{name} must take two parameters, a session and a message")
+        name = name_of(function)
+        parameters = _parameters(function, 2, "two parameters, a session and a message")
         kind = parameters[1].annotation
         if isinstance(kind, str):
             try:
@@ -127,14 +189,90 @@ class Router:
     def add(self, kind: type[Message], handler: Handler) -> None:
         """Have `handler(session, message)` called for messages of class `kind`. Raises as `handler`."""
         tag = kind.__struct_config__.tag
-        for other in self._handlers:
+        for other, present in self._handlers.items():
             if other is kind or (tag is not None and other.__struct_config__.tag == tag):
-                raise ValueError(f"{tag or kind.__name__} has a handler already")
+                raise ValueError(
+                    f"{name_of(handler)}: {tag or kind.__name__} has a handler already, {name_of(present)}"
+                )
         self._handlers[kind] = handler
+
+    def on_start(self, function: Function) -> Function:
+        """
+        Decorator: a plain function that is called with the `Server` before it listens. When it raises, the
+        server does not start.
+
+        Raises:
+            TypeError: the function does not take a server, or is `async`.
+        """
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"{name_of(function)}: on_start cannot wait; on_connect can, for what it begins")
+        return self._hook("on_start", function, "one parameter, the server")
+
+    def on_connect(self, function: Function) -> Function:
+        """
+        Decorator: called with the `Session` of each client that is served from now on: behind `welcome`,
+        or the login where one is asked for. What the client sends waits until it is done, and what it
+        returns (a coroutine, a Deferred) too; it may take `handler_timeout`. When it raises, the client gets
+        the error that a handler's would be, and the connection closes.
+
+        Raises:
+            TypeError: the function does not take a session.
+        """
+        return self._hook("on_connect", function, "one parameter, a session")
+
+    def on_disconnect(self, function: Function) -> Function:
+        """
+        Decorator: called with the `Session` of each client that was served, once, when its connection is gone
+        and none of its handlers runs any more; `reason` says why. It may take `handler_timeout`.
+
+        Raises:
+            TypeError: the function does not take a session.
+        """
+        return self._hook("on_disconnect", function, "one parameter, a session")
+
+    def on_stop(self, function: Function) -> Function:
+        """
+        Decorator: called with the `Server` when it listens no more and the last client is gone. It may take
+        `handler_timeout`.
+
+        Raises:
+            TypeError: the function does not take a server.
+        """
+        return self._hook("on_stop", function, "one parameter, the server")
+
+    def _hook(self, moment: Moment, function: Function, what: str) -> Function:
+        _parameters(function, 1, what)
+        self._hooks.setdefault(moment, []).append(function)
+        return function
+
+    def hooks(self, moment: Moment) -> tuple[Hook, ...]:
+        """The functions to call at a moment, in order."""
+        return tuple(self._hooks.get(moment, ()))
+
+    def middleware(self, function: Function) -> Function:
+        """
+        Decorator: `function(session, message, handle)` stands around the handlers of all messages of all
+        clients that are served, built-in ones, `Custom` and `Text` too: to log, measure or refuse. It returns
+        `handle(session, message)`, in an `async def` `await handle(session, message)`, or what else a handler
+        may return. What belongs to the protocol (`hello`, `auth`, the answers to its pings), and what is
+        refused unread, does not come by.
+
+        Raises:
+            TypeError: the function does not take a session, a message and a handler.
+        """
+        _parameters(function, 3, "three parameters, a session, a message and the handler")
+        self._middlewares.append(function)
+        return function
+
+    def wrapped(self, handler: Handler) -> Handler:
+        """A handler with the middleware around it; where there is none, the handler itself."""
+        for middleware in reversed(self._middlewares):
+            handler = _around(middleware, handler)
+        return handler
 
     def merged(self, *others: Router) -> Router:
         """
-        A router with the handlers of all; a class or tag of `others` takes over one of this router.
+        A router with all that the others have, too; a class or tag of `others` takes over one of this router.
 
         Raises:
             ValueError: two of `others` handle the same class or tag.
@@ -149,4 +287,8 @@ class Router:
             if kind.__struct_config__.tag not in tags:
                 merged.add(kind, handler)
         merged._handlers.update(added._handlers)
+        for router in (self, *others):
+            merged._middlewares += router._middlewares
+            for moment, hooks in router._hooks.items():
+                merged._hooks.setdefault(moment, []).extend(hooks)
         return merged

@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -23,13 +23,14 @@ from tcpjson.core.encoding import encode_message
 from tcpjson.core.errors import GoingAway, ProtocolError
 from tcpjson.core.framing import join_frames
 from tcpjson.core.limits import Limits
-from tcpjson.core.messages import ServerStats, Welcome
+from tcpjson.core.messages import Message, ServerStats, Welcome
 from tcpjson.core.ordering import Slot
 from tcpjson.core.stats import SAMPLE_INTERVAL, ClosedConnection, Stats
 from tcpjson.deadlines import Deadlines
 from tcpjson.dialects import Dialects
 from tcpjson.exchange import Exchange, Turn
-from tcpjson.handlers import Router
+from tcpjson.handlers import Recipients, Router, Session
+from tcpjson.lifecycle import Lifecycle
 from tcpjson.timestamps import Timestamps
 from tcpjson.transports import descriptor_of, tune
 from tcpjson.turns import Turns
@@ -99,7 +100,7 @@ class TCPJSONServerFactory(ServerFactory):
     Args:
         clock: the reactor; its `seconds` must be steady.
         limits: what a client may do.
-        routers: the application's handlers; they may take over classic types.
+        routers: the application's handlers, which may take over classic types, and hooks.
         strict: refuse plain text and types that nobody handles.
         authenticator: who may be a client; None: whoever comes.
         wall: tells the time of day in seconds since 1970.
@@ -110,7 +111,7 @@ class TCPJSONServerFactory(ServerFactory):
 
     Raises:
         ValueError, TypeError: the routers handle a type twice, one of the protocol's own (`hello`, `auth`),
-            or one that cannot be decoded.
+            or one that cannot be decoded. When it begins to listen, `tcpjson.lifecycle.StartFailed`.
     """
 
     noisy = False
@@ -132,7 +133,9 @@ class TCPJSONServerFactory(ServerFactory):
         self.clock = clock
         self.limits = limits or Limits()
         self.authenticator = authenticator
-        self.dialects = Dialects(Connection.hello, Connection.authenticate, routers, strict)
+        router = Router().merged(*routers)
+        self.dialects = Dialects(Connection.hello, Connection.authenticate, router, strict)
+        self.lifecycle = Lifecycle(clock, router, self.limits.handler_timeout)
         self.timestamps = Timestamps(wall)
         #: The names of the compressions that clients may choose from.
         self.compression = () if compress_over is None else compression.NAMES
@@ -177,6 +180,7 @@ class TCPJSONServerFactory(ServerFactory):
         self.stats.sample(self.clock.seconds())
 
     def startFactory(self) -> None:
+        self.lifecycle.start(self)
         self._stopped = False
         self._sampler.start(SAMPLE_INTERVAL, now=False)
 
@@ -192,6 +196,7 @@ class TCPJSONServerFactory(ServerFactory):
                 deadlines.stop()
             self._refusals.stop()
             self.turns.stop()
+            self.lifecycle.stop(self)
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:  # type: ignore[override]  # no ProtocolFactory of Twisted's own
         connection = Connection(self.clock)
@@ -299,46 +304,75 @@ class TCPJSONServerFactory(ServerFactory):
         """A client is served no more."""
         self.clients.discard(connection)
 
-    def broadcast(self, sender: Exchange, payload: bytes) -> int:
-        """Hand a payload to all clients but its sender; returns to how many."""
-        recipients = len(self.clients) - (sender in self.clients)
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Those that are served now."""
+        return tuple(self.clients)
+
+    def broadcast(self, message: Message | dict[str, Any], to: Iterable[Session] | None = None) -> Recipients:
+        """
+        Send a message to all clients, or to those of `to` that are still there; returns to how many. Raises
+        as `Session.send`.
+        """
+        timestamp = self.timestamps.now() if self.turn is None else self.turn.timestamp
+        return self.relay(encode_message(message, timestamp), None, to)
+
+    def relay(
+        self, payload: bytes, sender: Exchange | None, to: Iterable[Session] | None = None
+    ) -> Recipients:
+        """Hand a payload to all clients, or those of `to`, but its sender; returns to how many."""
         self.stats.broadcasts += 1
         turn = self.turn
+        if to is not None:
+            chosen = self.clients.intersection(to)
+            chosen.discard(sender)
+            if turn is not None:
+                self.deliver_burst(turn)
+            self._deliver(chosen, [payload], turn)
+            return Recipients(len(chosen))
+        recipients = len(self.clients) - (sender in self.clients)
         if turn is not None and turn.connection is sender:
             # A quarter of a queue: a burst alone fills no queue whose socket takes something.
             if turn.burst_size + len(payload) > self.limits.max_queue // 4:
-                self.commit(turn)
+                self.deliver_burst(turn)
             turn.burst.append(payload)
             turn.burst_size += len(payload)
         else:
             if turn is not None:
-                self.commit(turn)
-            self._deliver(sender, [payload])
-        return recipients
+                self.deliver_burst(turn)
+            self._deliver(self._others(sender), [payload], turn)
+        return Recipients(recipients)
 
     def commit(self, turn: Turn) -> None:
         """Send what a turn has for others."""
-        if turn.burst:
-            burst, turn.burst = turn.burst, []
-            turn.burst_size = 0
-            self._deliver(turn.connection, burst)
+        self.deliver_burst(turn)
         if turn.dirty:
             for connection in turn.dirty:
                 connection._outbox.flush()
             turn.dirty.clear()
 
-    def _deliver(self, sender: Exchange, payloads: list[bytes]) -> None:
-        """Send payloads to all clients but one."""
+    def deliver_burst(self, turn: Turn) -> None:
+        """Send the broadcasts of a turn's own client."""
+        if turn.burst:
+            burst, turn.burst = turn.burst, []
+            turn.burst_size = 0
+            self._deliver(self._others(turn.connection), burst)
+
+    def _others(self, sender: Exchange | None) -> set[Exchange]:
+        """All clients but one."""
+        others = set(self.clients)
+        others.discard(sender)
+        return others
+
+    def _deliver(self, clients: set[Exchange], payloads: list[bytes], turn: Turn | None = None) -> None:
+        """Send payloads to clients; in the midst of a turn they are flushed at its end."""
         data = join_frames(payloads)
         size = len(data)
         packed: bytes | None = None
         saved = 0
         count = len(payloads)
         deliveries = 0
-        # One that is found full leaves the set meanwhile.
-        for client in tuple(self.clients):
-            if client is sender:
-                continue
+        for client in clients:
             outbox = client._outbox
             chunk = data
             if client.compresses:
@@ -347,7 +381,11 @@ class TCPJSONServerFactory(ServerFactory):
                 chunk = packed
             if outbox.waiting and not client.has_room(len(chunk)):
                 continue
-            outbox.write(chunk)
+            if turn is None:
+                outbox.write(chunk)
+            else:
+                outbox.push(chunk)
+                turn.dirty[client] = None
             if chunk is packed:
                 saved += size - len(chunk)
             client.messages_out += count

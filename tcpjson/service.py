@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from tcpjson.lifecycle import StartFailed
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.systemd import Notifier
 from tcpjson.transports import client_id_of
@@ -153,6 +154,8 @@ class ServerService(Service):
             port.stopListening()
         # A Unix socket's file goes in the next turn of the reactor, which is not to run.
         reactor.iterate(0)
+        if failure.check(StartFailed):
+            fail(f"--handlers: {failure.value}")
         fail(f"cannot listen on {description}: {reason_of(failure.value)}")
 
     def reload(self) -> None:
@@ -204,6 +207,7 @@ class ServerService(Service):
         drained = self.factory.drain()
         await stopped
         await drained
+        await self.factory.lifecycle.settled()
         for repeated in (self._looks, self._beats):
             if repeated.running:
                 repeated.stop()
@@ -214,6 +218,7 @@ class ServerService(Service):
         """The first signal stops the reactor, and so this service; another waits for no client."""
         if self._stopping:
             self.factory.abort()
+            self.factory.lifecycle.cancel()
         else:
             self._stopping = True
             self._stop_reactor(number)

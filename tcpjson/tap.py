@@ -26,6 +26,7 @@ from tcpjson.auth import SUPPORTED, Authenticator
 from tcpjson.core.compression import COMPRESS_OVER
 from tcpjson.core.limits import RATE_POLICIES, Limits
 from tcpjson.fairqueue import FairQueue
+from tcpjson.loading import load_router
 from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.service import ServerService, blame, fail, reason_of
@@ -173,6 +174,12 @@ class Options(usage.Options, strcred.AuthOptionMixin):
             "handler-timeout", "How long a handler may take, in seconds.", _seconds, _DEFAULTS.handler_timeout
         ),
         _parameter(
+            "max-handlers",
+            "How many unfinished handlers a client may have before what it sends waits.",
+            _count,
+            _DEFAULTS.max_handlers,
+        ),
+        _parameter(
             "auth-timeout",
             "How long a client may take to log in, TLS handshake and PROXY header included, in seconds.",
             _seconds,
@@ -245,6 +252,7 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         self.docs = {name: " ".join((text or "").split()) for name, text in self.docs.items()}
         self["ports"] = []
         self["auth"] = []
+        self["handlers"] = []
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:
@@ -261,6 +269,16 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         self["ports"].append(endpoint)
 
     opt_p = opt_port
+
+    def opt_handlers(self, where: str) -> None:
+        """
+        Handlers of your own: a module, and the name of a tcpjson.Router in it, as game.moves:router. It is
+        looked for in the current folder first. Repeatable.
+        """
+        try:
+            self["handlers"].append(load_router(where))
+        except ValueError as error:
+            raise usage.UsageError(f"--handlers {where}: {error}") from None
 
     def opt_version(self) -> None:
         """Display the version and exit."""
@@ -318,6 +336,7 @@ _OPTIONAL_LIMITS = (
     "write_timeout",
     "frame_timeout",
     "handler_timeout",
+    "max_handlers",
     "auth_timeout",
     "idle_timeout",
     "heartbeat",
@@ -494,15 +513,19 @@ def makeService(options: Options) -> ServerService:
     queue = FairQueue(lambda function: deferToThreadPool(reactor, pool, function), _HASHERS)
     authenticator = authenticator_of(options, queue, reactor)
     check_protection(ports, authenticator, options)
-    factory = TCPJSONServerFactory(
-        reactor,
-        limits=limits,
-        strict=bool(options["strict"]),
-        authenticator=authenticator,
-        compress_over=options["compress-over"],
-        send_buffer=options["send-buffer"],
-        receive_buffer=options["receive-buffer"],
-    )
+    try:
+        factory = TCPJSONServerFactory(
+            reactor,
+            limits=limits,
+            routers=options["handlers"],
+            strict=bool(options["strict"]),
+            authenticator=authenticator,
+            compress_over=options["compress-over"],
+            send_buffer=options["send-buffer"],
+            receive_buffer=options["receive-buffer"],
+        )
+    except (TypeError, ValueError) as error:
+        fail(f"--handlers: {error}")
     certificates = [(port.description, port.tls) for port in ports if port.tls is not None]
     checkers = zip(options["auth"], options.get("credCheckers", ()), strict=True)
     return ServerService(

@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from tcpjson.core.errors import BadFrame, BadJSON, BadMessage, ProtocolError, UnknownType
+from tcpjson.core.errors import BadFrame, BadJSON, BadMessage, Internal, ProtocolError, UnknownType
 from tcpjson.core.messages import Custom, Message, Refused, RequestId, Text
 from tcpjson.core.values import MAX_DEPTH, check_value
 
@@ -42,6 +42,40 @@ class _Identified(msgspec.Struct, gc=False):
 
 _decode_typed = msgspec.json.Decoder(_Typed).decode
 _decode_identified = msgspec.json.Decoder(_Identified).decode
+
+
+def check_fields(kind: type[Message]) -> None:
+    """
+    See that messages of a class can be decoded.
+
+    Raises:
+        TypeError: there is a field that cannot; the line names the class, and the field where it can be told.
+    """
+    try:
+        msgspec.json.Decoder(kind)
+        fields = msgspec.inspect.type_info(kind).fields  # type: ignore[attr-defined]  # of a Struct, as Message is
+    # An annotation can be any expression.
+    except Exception as error:
+        raise TypeError(f"{kind.__module__}.{kind.__qualname__}: {error}") from None
+    for field in fields:
+        strange = _strange(field.type, set())
+        if strange is not None:
+            name = f"{kind.__module__}.{kind.__qualname__}.{field.name}"
+            raise TypeError(f"{name}: no JSON value is a {strange.__name__}")
+
+
+def _strange(part: object, seen: set[int]) -> type | None:
+    """A class that msgspec takes for an application's own, and so for nothing that it can decode."""
+    if isinstance(part, msgspec.inspect.CustomType):
+        return part.cls
+    if isinstance(part, (list, tuple)):
+        parts: Iterable[object] = part
+    elif isinstance(part, (msgspec.inspect.Type, msgspec.inspect.Field)) and id(part) not in seen:
+        seen.add(id(part))
+        parts = [getattr(part, name) for name in part.__struct_fields__]
+    else:
+        return None
+    return next(filter(None, (_strange(each, seen) for each in parts)), None)
 
 
 class Codec:
@@ -87,6 +121,9 @@ class Codec:
             except (ValueError, RecursionError) as error:
                 # The map goes on behind what failed.
                 messages.append(self._classify(payloads[len(messages)], error))
+            # A `__post_init__` of the application's.
+            except Exception as error:
+                messages.append(Refused(error=Internal(), fault=error))
         if checked := self._checked:
             for index, message in enumerate(messages):
                 if type(message) in checked:

@@ -17,7 +17,7 @@ class Message(Struct, tag_field="type", kw_only=True):
     A message: subclass it with `tag="the type"` and typed fields.
 
     A field typed `msgspec.Raw` holds its JSON text unread. All of a message that an application handles was
-    checked to be fit for any client.
+    checked to be fit for any client. What `__post_init__` raises as `ValueError` is told as `bad_message`.
     """
 
     #: Set by the client that wants its reply to carry it; the server sets it on the reply.
@@ -86,6 +86,8 @@ class Refused(Message, tag=False):
     """A payload that is refused, and why."""
 
     error: ProtocolError
+    #: What an application's class raised, if it failed on the payload.
+    fault: Exception | None = None
 
 
 # Answers. A field that is relayed unread comes first: `tcpjson.core.encoding` looks at where it begins.

@@ -73,7 +73,7 @@ def dialects(*kinds: type[Message], strict: bool = False) -> Dialects:
     router = Router()
     for kind in kinds:
         router.add(kind, own)
-    return Dialects(hello, auth, [router], strict)
+    return Dialects(hello, auth, router, strict)
 
 
 def kinds(dialect: Dialect) -> list[type[Message]]:
@@ -162,11 +162,6 @@ class DialectTests(SynchronousTestCase):
             error = self.assertRaises(ValueError, dialects, kind)
             self.assertIn(name, str(error))
 
-    def test_two_handlers_of_one_type(self) -> None:
-        router = Router()
-        router.add(Own, own)
-        self.assertRaises(ValueError, Dialects, hello, auth, [router, router], False)
-
     def test_classic_types_can_be_taken_over(self) -> None:
         class OwnEcho(Message, tag="echo"):
             pass
@@ -177,7 +172,7 @@ class DialectTests(SynchronousTestCase):
         # Who has not authenticated reaches none of the application's handlers.
         router = Router()
         router.add(Ping, own)
-        self.assertIsNot(Dialects(hello, auth, [router], False).guest.handlers[Ping], own)
+        self.assertIsNot(Dialects(hello, auth, router, False).guest.handlers[Ping], own)
 
     def test_what_the_application_gets_is_fit_for_others(self) -> None:
         class Say(Message, tag="say"):

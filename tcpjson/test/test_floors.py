@@ -32,9 +32,19 @@ FLOORS = (
         "tlstransport",
         "handlers",
     },
-    {"fairqueue", "verifiers", "auth", "credentials", "trace"},
+    {"fairqueue", "verifiers", "auth", "credentials", "trace", "lifecycle", "loading"},
     {"classic", "dialects", "exchange", "connection", "server", "client"},
-    {"", "vectors", "testing", "service", "tap", "passwd", "blocking", "console", "demo"},
+    {
+        "",
+        "vectors",
+        "testing",
+        "service",
+        "tap",
+        "passwd",
+        "blocking",
+        "console",
+        "demo",
+    },
 )
 
 # Who may touch the global reactor, within functions.

@@ -135,7 +135,7 @@ KNOWN: tuple[Known, ...] = (
             "core/values.py | check_value | if long or shape.find(_EXPONENT) >= 0 | always",
             "core/values.py | check_value | if long | always",
             "core/values.py | _check_integers | if len(digits) <= 20 | always",
-            "dialects.py | Dialects.__init__.<locals>.dialect | if handler is not own.get(kind) | always",
+            "dialects.py | Dialects.__init__ | if handler is not classic.router.handlers.get(kind) | always",
             "exchange.py | Exchange._handle | if type(message) is not kind | always",
             "exchange.py | Exchange._handle | if type(answer) is not answer_kind | never",
             "exchange.py | Exchange._handle | if type(answer) is not answer_kind | always",
@@ -268,7 +268,7 @@ KNOWN: tuple[Known, ...] = (
         (
             "exchange.py | Exchange._limit_answers | self._answers_waiting() > HIGH_WATER | > becomes >=",
             "exchange.py | Exchange._make_room | self._answers_waiting() <= _LOW_WATER | <= becomes <",
-            "server.py | TCPJSONServerFactory.broadcast"
+            "server.py | TCPJSONServerFactory.relay"
             " | turn.burst_size + len(payload) > self.limits.max_queue // 4 | > becomes >=",
             "tlstransport.py | BoundedTLS.dataReceived | self._barren > _BARREN | > becomes >=",
             "tlstransport.py | BoundedTLS.dataReceived | self._waiting() > _WAITING | > becomes >=",

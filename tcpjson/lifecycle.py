@@ -1,0 +1,115 @@
+"""What an application does when the server and its clients come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+
+from tcpjson.deadlines import Deadlines
+from tcpjson.handlers import Hook, Moment, Router, Server, Session, name_of
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+    from twisted.python.failure import Failure
+
+log = Logger()
+
+
+class StartFailed(Exception):
+    """An `on_start` raised: the server does not start. It was logged with its traceback."""
+
+
+async def _call(hooks: Sequence[Hook], subject: Session | Server) -> None:
+    for hook in hooks:
+        result = hook(subject)
+        if isinstance(result, Awaitable):
+            await result
+
+
+class Lifecycle:
+    """
+    Calls the hooks of a router, each of which may take some seconds and no more.
+
+    Args:
+        clock: calls later.
+        router: has the hooks.
+        timeout: seconds after which one is cancelled.
+    """
+
+    def __init__(self, clock: IReactorTime, router: Router, timeout: float) -> None:
+        self._clock = clock
+        self._router = router
+        self._timeout = timeout
+        self._deadlines = Deadlines[Deferred[None]](clock, lambda deferred: deferred.cancel())
+        self._unfinished: set[Deferred[None]] = set()
+        self._waiting: list[Deferred[None]] = []
+        self._started = False
+        self.connect = router.hooks("on_connect")
+        self._disconnect = router.hooks("on_disconnect")
+
+    def start(self, server: Server) -> None:
+        """
+        Call what is to be called before the server listens.
+
+        Raises:
+            StartFailed: one of these failed, the line says which and how.
+        """
+        for hook in self._router.hooks("on_start"):
+            try:
+                hook(server)
+            except Exception as error:
+                log.failure("on_start failed")
+                reason = f"{type(error).__name__}: {error}"
+                raise StartFailed(f"on_start: {name_of(hook)}: {reason}") from error
+        self._started = True
+
+    def connected(self, session: Session) -> Deferred[None]:
+        """Call what is to be called for a new client; fires when that is done, and fails as it does."""
+        return Deferred.fromCoroutine(_call(self.connect, session))
+
+    def disconnected(self, session: Session) -> None:
+        """Call what is to be called for a client that is gone."""
+        if self._disconnect:
+            self._see_to("on_disconnect", self._disconnect, session)
+
+    def stop(self, server: Server) -> None:
+        """Call what is to be called when all is over, once after each start."""
+        if self._started:
+            self._started = False
+            self._see_to("on_stop", self._router.hooks("on_stop"), server)
+
+    def settled(self) -> Deferred[None]:
+        """Fires when all of it is done that is to be done for clients that are gone, and for the end."""
+        settled = Deferred[None]()
+        self._waiting.append(settled)
+        self._tell()
+        return settled
+
+    def cancel(self) -> None:
+        """Wait for nothing."""
+        for deferred in tuple(self._unfinished):
+            deferred.cancel()
+
+    def _see_to(self, moment: Moment, hooks: Sequence[Hook], subject: Session | Server) -> None:
+        deferred = Deferred.fromCoroutine(_call(hooks, subject))
+        self._unfinished.add(deferred)
+        self._deadlines.set(deferred, self._clock.seconds() + self._timeout)
+        deferred.addBoth(self._finished, moment, deferred)
+
+    def _finished(self, failure: Failure | None, moment: Moment, deferred: Deferred[None]) -> None:
+        self._unfinished.discard(deferred)
+        self._deadlines.clear(deferred)
+        if failure is not None:
+            why = " in time" if failure.check(CancelledError) else ""
+            log.failure("{moment} failed{why}", failure, moment=moment, why=why)
+        self._tell()
+
+    def _tell(self) -> None:
+        if not self._unfinished:
+            self._deadlines.stop()
+            waiting, self._waiting = self._waiting, []
+            for settled in waiting:
+                settled.callback(None)

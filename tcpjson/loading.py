@@ -1,0 +1,56 @@
+"""Finds the routers that a command line names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+from tcpjson.handlers import Router
+
+# What stands between us and a module, and its calls of ours.
+_NOT_ITS_OWN = (os.path.join(os.path.dirname(__file__), ""), str(importlib.__file__), "<frozen ")
+
+
+def load_router(where: str) -> Router:
+    """
+    The `Router` that `where` names, as `package.module:name`. The current folder comes first on the path.
+
+    Raises:
+        ValueError: there is none, or its module cannot be imported; one line says why, and where.
+    """
+    module_name, colon, name = where.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError("it must be MODULE:NAME, as game.moves:router")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    # A module can do anything: what it does wrong is for its author, who needs the place more than our own.
+    except (Exception, SystemExit) as error:
+        raise ValueError(_fault(error, module_name)) from None
+    value: object = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    if not isinstance(value, Router):
+        kind = "there is none of that name" if value is None else f"it is a {type(value).__name__}"
+        raise ValueError(f"not a tcpjson.Router: {kind}")
+    return value
+
+
+def _fault(error: BaseException, module_name: str) -> str:
+    """What went wrong in a module, in one line, with the place in it."""
+    if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+        return f"no module {error.name}"
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, SyntaxError):
+        # Its text names the place.
+        return text
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_ITS_OWN)
+    ]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: {text}" if frames else text
