@@ -1,12 +1,10 @@
 """
 JSON messages over one TCP or TLS port, each behind a 4-byte length.
 
-`twistd -n tcpjson --port tcp:9999` runs the server. To serve messages of your own, write handlers, and
-listen with their router:
+`twistd -n tcpjson --port tcp:9999` runs the server. To serve messages of your own, write handlers; in
+`game.py`, say:
 
-    from tcpjson import Forbidden, Message, Router, TCPJSONServerFactory
-    from twisted.internet import reactor
-    from twisted.internet.endpoints import serverFromString
+    from tcpjson import Forbidden, Message, Router
 
     router = Router()
 
@@ -21,9 +19,8 @@ listen with their router:
         session.broadcast({"type": "moved", "x": message.x, "y": message.y})
         return {"type": "move_ok"}
 
-    factory = TCPJSONServerFactory(reactor, routers=[router])
-    serverFromString(reactor, "tcp:9999").listen(factory)
-    reactor.run()
+and `twistd -n tcpjson --port tcp:9999 --handlers game:router` serves them. (In a program of your own,
+`TCPJSONServerFactory` and `TCPServer` take routers.)
 
 A program without a reactor has a blocking client:
 
@@ -36,7 +33,7 @@ A program without a reactor has a blocking client:
         client.disconnect()
 
 `tcpjson.client` has the one for Twisted and asyncio, `tcpjson.testing` runs server and client in memory, for
-tests; `docs/clients.rst` and `docs/protocol.rst` say the rest.
+tests; `docs/handlers.rst`, `docs/clients.rst` and `docs/protocol.rst` say the rest.
 """
 
 from tcpjson._version import __version__

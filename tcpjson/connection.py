@@ -326,14 +326,15 @@ class Connection(Exchange):
     def _introduce(self) -> None:
         """Tell the application of a new client; what that sends waits until it is done."""
         lifecycle = self.factory.lifecycle
+        if not lifecycle.watches_clients:
+            return
         self._introduced = True
-        if lifecycle.connect:
-            self._checking = introduction = lifecycle.connected(self)
-            introduction.addBoth(self._introduction_done)
-            if self._checking is not None:
-                self.hold(Hold.AUTH)
-                limit = self.factory.limits.handler_timeout
-                self.factory.auth_deadlines.set(self, self._clock.seconds() + limit)
+        self._checking = introduction = lifecycle.connected(self)
+        introduction.addBoth(self._introduction_done)
+        if self._checking is not None:
+            self.hold(Hold.AUTH)
+            limit = self.factory.limits.handler_timeout
+            self.factory.auth_deadlines.set(self, self._clock.seconds() + limit)
 
     def _introduction_done(self, failure: Failure | None) -> None:
         self._checking = None

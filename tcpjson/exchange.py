@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
@@ -30,6 +30,7 @@ from tcpjson.core.messages import Error, Message, ServerStats
 from tcpjson.core.ordering import AnswerOrder, Slot
 from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
+from tcpjson.coroutines import start
 from tcpjson.handlers import Recipients, Server, Session
 from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
 
@@ -52,6 +53,7 @@ _receive = TCPJSONProtocol.dataReceived
 # Arithmetic of IntFlag is slow; on the hot path a hold is a plain number.
 _CLOSING = int(Hold.CLOSING)
 _ENDING = int(Hold.ENDING)
+_AWAITED_AGAIN = "a handler's answer is something to await once more"
 # What `id` is in a request without one.
 _NO_ID = (UNSET, None)
 
@@ -365,6 +367,8 @@ class Exchange(TCPJSONProtocol):
             return encode_message(answer, self.timestamp, message.id)
         if isinstance(answer, ProtocolError):
             return self._refusal(answer, message)
+        if isinstance(answer, Coroutine):
+            return self._run(answer, message)
         if isinstance(answer, Awaitable):
             self._await(answer, message)
             return b""
@@ -394,6 +398,20 @@ class Exchange(TCPJSONProtocol):
         )
         return encode_message(answer, self.timestamp, request_id)
 
+    def _run(self, coroutine: Coroutine[Any, Any, Any], message: Message) -> bytes:
+        """The payload of what a coroutine comes to; empty when there is none, or none yet."""
+        try:
+            done, answer = start(coroutine)
+        # An asyncio.CancelledError, say, is no Exception, and is answered all the same.
+        except BaseException as error:
+            return self._refusal(error, message, Failure())
+        if not done:
+            self._await(answer, message)
+            return b""
+        if isinstance(answer, Awaitable):
+            raise TypeError(_AWAITED_AGAIN)
+        return self._answer(answer, message)
+
     def _await(self, answer: Awaitable[Any], message: Message) -> None:
         """Have an answer that is to come sent when it is there, in its order."""
         if self._order is None:
@@ -419,7 +437,7 @@ class Exchange(TCPJSONProtocol):
         _, message = running[slot]
         try:
             if isinstance(result, Awaitable):
-                raise TypeError("a handler's answer is something to await once more")
+                raise TypeError(_AWAITED_AGAIN)
             if isinstance(result, Failure):
                 # Not raised: an asyncio.CancelledError, say, is no Exception, and is answered all the same.
                 payload = self._refusal(result.value, message, result)

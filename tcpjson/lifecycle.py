@@ -47,8 +47,10 @@ class Lifecycle:
         self._unfinished: set[Deferred[None]] = set()
         self._waiting: list[Deferred[None]] = []
         self._started = False
-        self.connect = router.hooks("on_connect")
+        self._connect = router.hooks("on_connect")
         self._disconnect = router.hooks("on_disconnect")
+        #: Whether `connected` and `disconnected` are of any use.
+        self.watches_clients = bool(self._connect or self._disconnect)
 
     def start(self, server: Server) -> None:
         """
@@ -68,12 +70,11 @@ class Lifecycle:
 
     def connected(self, session: Session) -> Deferred[None]:
         """Call what is to be called for a new client; fires when that is done, and fails as it does."""
-        return Deferred.fromCoroutine(_call(self.connect, session))
+        return Deferred.fromCoroutine(_call(self._connect, session))
 
     def disconnected(self, session: Session) -> None:
         """Call what is to be called for a client that is gone."""
-        if self._disconnect:
-            self._see_to("on_disconnect", self._disconnect, session)
+        self._see_to("on_disconnect", self._disconnect, session)
 
     def stop(self, server: Server) -> None:
         """Call what is to be called when all is over, once after each start."""

@@ -31,6 +31,7 @@ FLOORS = (
         "tls",
         "tlstransport",
         "handlers",
+        "coroutines",
     },
     {"fairqueue", "verifiers", "auth", "credentials", "trace", "lifecycle", "loading"},
     {"classic", "dialects", "exchange", "connection", "server", "client"},

@@ -1168,11 +1168,8 @@ class OddErrorTests(Case):
         slow: Deferred[Any] = Deferred()
         results: list[Any] = [slow]
 
-        async def none() -> None:
-            return None
-
         def act(session: Any, message: Do) -> Any:
-            return results.pop() if results else none()
+            return results.pop() if results else succeed(None)
 
         self.act = act
         self.one.send(*(do() for _ in range(3000)))
