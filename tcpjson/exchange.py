@@ -565,6 +565,10 @@ class Exchange(TCPJSONProtocol):
         return self.factory
 
     @property
+    def waiting(self) -> int:
+        return self._outbox.waiting
+
+    @property
     def timestamp(self) -> str:
         factory = self.factory
         return factory.timestamps.now() if factory.turn is None else factory.turn.timestamp

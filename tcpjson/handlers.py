@@ -33,8 +33,9 @@ class Session(Protocol):
     One client, as a handler sees it.
 
     `client_id` is the peer's address as in section 2 of docs/protocol.rst, `user` who it authenticated
-    as (None without authentication), `state` is the application's own to set. `reason` is empty until the
-    connection ends, and then the code of section 9 that says why.
+    as (None without authentication), `state` is the application's own to set: one for all routers of a server
+    (a session can also be the key of a dict). `reason` is empty until the connection ends, and then the code
+    of section 9 that says why.
 
     A session may be kept, and used from anywhere in the reactor's thread. Once it has ended, `send` and
     `close` do nothing.
@@ -48,6 +49,10 @@ class Session(Protocol):
     @property
     def server(self) -> Server:
         """The server that it is a client of."""
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait for it to read. What is soon out of date can be left out while there are many."""
 
     @property
     def timestamp(self) -> str:

@@ -95,10 +95,12 @@ class Lifecycle:
             deferred.cancel()
 
     def _see_to(self, moment: Moment, hooks: Sequence[Hook], subject: Session | Server) -> None:
-        deferred = Deferred.fromCoroutine(_call(hooks, subject))
-        self._unfinished.add(deferred)
-        self._deadlines.set(deferred, self._clock.seconds() + self._timeout)
-        deferred.addBoth(self._finished, moment, deferred)
+        """Call all of them, whatever comes of each."""
+        for hook in hooks:
+            deferred = Deferred.fromCoroutine(_call([hook], subject))
+            self._unfinished.add(deferred)
+            self._deadlines.set(deferred, self._clock.seconds() + self._timeout)
+            deferred.addBoth(self._finished, moment, deferred)
 
     def _finished(self, failure: Failure | None, moment: Moment, deferred: Deferred[None]) -> None:
         self._unfinished.discard(deferred)

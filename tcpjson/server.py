@@ -373,6 +373,11 @@ class TCPJSONServerFactory(ServerFactory):
         count = len(payloads)
         deliveries = 0
         for client in clients:
+            if turn is not None and client is turn.connection:
+                # It must not overtake the answers of the turn.
+                client._gather(turn, payloads)
+                self.stats.deliveries += count
+                continue
             outbox = client._outbox
             chunk = data
             if client.compresses:

@@ -66,7 +66,8 @@ START = 1704110400.0
 
 # The port that clients see themselves connected to.
 _PORT = 9999
-# Seconds of a step in which time passes.
+# Seconds of a step in which time passes: at the least, and while something is waited for.
+_LEAST_STEP = 1e-6
 _STEP = 0.125
 # Bytes that a transport keeps before it asks for a pause, and that are read at once.
 _BUFFER = 64 * 1024
@@ -160,22 +161,24 @@ class MemoryServer:
         return result  # type: ignore[no-any-return]  # the Deferred's own
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, in steps of an eighth of a second, as timers that set timers need it."""
-        steps, rest = divmod(seconds, _STEP)
-        self._run([_STEP] * int(steps) + [rest])
+        """Let time pass. Each timer is called at its time, also one that another sets."""
+        # What happens may be what let it happen: that goes on then.
+        if self._running:
+            return
+        self._running = True
+        try:
+            end = self.clock.seconds() + seconds
+            self.clock.advance(0)
+            while (left := end - self.clock.seconds()) > 0:
+                due = min((call.getTime() for call in self.clock.getDelayedCalls()), default=end)
+                # Not so little that the time stays what it is.
+                self.clock.advance(min(left, max(due - self.clock.seconds(), _LEAST_STEP)))
+        finally:
+            self._running = False
 
     def settle(self) -> None:
         """Let all happen that is to happen now; `Peer`, `Wire`, `result` and `advance` do it themselves."""
-        self._run([0])
-
-    def _run(self, times: list[float]) -> None:
-        # What happens may be what let it happen: that goes on then.
-        if not self._running:
-            self._running = True
-            try:
-                self.clock.pump(times)
-            finally:
-                self._running = False
+        self.advance(0)
 
     def stop(self) -> None:
         """Stop the factory, as when its last port is closed: no client can connect any more."""
