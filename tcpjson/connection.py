@@ -26,6 +26,7 @@ from tcpjson.core.errors import (
     Internal,
     ProtocolError,
 )
+from tcpjson.core.framing import frame
 from tcpjson.core.heartbeat import Heartbeat, Silence, Verdict
 from tcpjson.core.limits import PRE_AUTH_MAX_LENGTH
 from tcpjson.core.messages import (
@@ -193,6 +194,8 @@ class Connection(Exchange):
         if self._state is State.OPEN:
             self.detail = "not_done_in_time"
             self.transport.abortConnection()
+        elif self._state is State.READY:
+            self._turn_out(HandlerTimeout())
         elif self._checking is not None:
             self._cancel(self._checking)
         else:
@@ -340,17 +343,21 @@ class Connection(Exchange):
         self._checking = None
         self.factory.auth_deadlines.clear(self)
         if self._state is not State.READY:
+            if failure is not None and not failure.check(CancelledError):
+                log.failure("on_connect failed for {client}, who is gone", failure, client=self.client_id)
             return
         if failure is not None:
             error = failure.value
-            if isinstance(error, CancelledError):
-                error = HandlerTimeout()
-            elif not isinstance(error, ProtocolError):
+            if not isinstance(error, ProtocolError):
                 log.failure("on_connect failed for {client}", failure, client=self.client_id)
                 error = Internal()
-            self._reply([self._error_payload(error)])
-            self._finish(errors.CLOSED_BY_HANDLER)
+            self._turn_out(error)
         self._decided()
+
+    def _turn_out(self, error: ProtocolError) -> None:
+        """The application does not want the client, or cannot have it."""
+        reason = error.code if error.fatal else errors.CLOSED_BY_HANDLER
+        self._finish(reason, frame(self._error_payload(error, fatal=True)))
 
     def _life(self) -> object:
         """What changes with every sign of life (section 1)."""

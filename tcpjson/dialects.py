@@ -19,6 +19,12 @@ Handler = Callable[[Any, Any], Any]
 
 # Types that belong to the protocol on every connection: an application's handlers cannot take them over.
 _RESERVED = ("hello", "auth")
+# Those behind which `hello` may still come (section 5).
+_EARLY = (*_RESERVED, "ping")
+
+
+def _tag(kind: type[Message]) -> object:
+    return kind.__struct_config__.tag
 
 
 class Dialect:
@@ -52,8 +58,8 @@ class Dialects:
 
     def __init__(self, hello: Handler, auth: Handler, router: Router, strict: bool) -> None:
         for kind, handler in router.handlers.items():
-            if kind.__struct_config__.tag in _RESERVED:
-                raise ValueError(f"{name_of(handler)}: {kind.__struct_config__.tag} belongs to the protocol")
+            if _tag(kind) in _RESERVED:
+                raise ValueError(f"{name_of(handler)}: {_tag(kind)} belongs to the protocol")
             check_fields(kind)
         served: dict[type[Message], Handler] = {
             kind: handler if kind is Refused else router.wrapped(handler)
@@ -65,7 +71,7 @@ class Dialects:
 
         def dialect(handlers: dict[type[Message], Handler]) -> Dialect:
             codec = Codec(
-                [kind for kind in handlers if kind.__struct_config__.tag],
+                [kind for kind in handlers if _tag(kind)],
                 strict,
                 checked=seen,
             )
@@ -89,14 +95,14 @@ class Dialects:
         self.opening = Dialect(
             self.ready.codec,
             {
-                kind: handler if kind in (Hello, Auth, Ping, Refused) else self._first(handler)
+                kind: handler if kind is Refused or _tag(kind) in _EARLY else self._first(handler)
                 for kind, handler in served.items()
             },
         )
         #: Of those that answer our pings (section 8).
         self.beating = dialect(
             {
-                **{kind: handler for kind, handler in served.items() if kind.__struct_config__.tag != "pong"},
+                **{kind: handler for kind, handler in served.items() if _tag(kind) != "pong"},
                 HeartbeatPong: _heartbeat_pong,
             }
         )

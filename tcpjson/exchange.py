@@ -388,12 +388,12 @@ class Exchange(TCPJSONProtocol):
             return b""
         return self._error_payload(error, message.id)
 
-    def _error_payload(self, error: ProtocolError, request_id: Any = UNSET) -> bytes:
+    def _error_payload(self, error: ProtocolError, request_id: Any = UNSET, *, fatal: bool = False) -> bytes:
         self.factory.stats.errors[error.code] += 1
         answer = Error(
             code=error.code,
             message=str(error).encode(errors="replace").decode(),
-            fatal=error.fatal,
+            fatal=error.fatal or fatal,
             retry_after=UNSET if error.retry_after is None else error.retry_after,
         )
         return encode_message(answer, self.timestamp, request_id)

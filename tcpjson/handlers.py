@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from twisted.internet.defer import Deferred
 
 from tcpjson.core.errors import ProtocolError
-from tcpjson.core.messages import Message, ServerStats
+from tcpjson.core.messages import Custom, Message, Refused, ServerStats, Text
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -95,6 +95,9 @@ class Server(Protocol):
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
+# What is no message of a type of its own.
+_UNTAGGED = (Custom, Text, Refused)
+
 Handler = Callable[[Any, Any], Result]
 Middleware = Callable[[Any, Any, Handler], Result]
 #: Called with a session or the server. What it returns is waited for, if that can be.
@@ -109,18 +112,24 @@ def name_of(function: object) -> str:
     return f"{getattr(function, '__module__', None)}.{name}" if name else repr(function)
 
 
-def _parameters(function: Callable[..., Any], count: int, what: str) -> list[inspect.Parameter]:
-    """The parameters of a function that must take so many. Raises `TypeError`."""
-    parameters = list(inspect.signature(function).parameters.values())
-    if len(parameters) != count or any(parameter.kind not in _POSITIONAL for parameter in parameters):
-        raise TypeError(f"{name_of(function)} must take {what}")
-    return parameters
+def _check_takes(function: Callable[..., Any], count: int, what: str) -> None:
+    """See that a function can be called with so many arguments. Raises `TypeError`."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        raise TypeError(f"{name_of(function)} must take {what}") from None
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Whether a function, or an object that is called like one, gives a coroutine."""
+    function = inspect.unwrap(function)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _around(middleware: Middleware, handler: Handler) -> Handler:
     """A handler with a middleware around it."""
     following = handler
-    if inspect.iscoroutinefunction(inspect.unwrap(middleware)):
+    if _is_async(middleware):
 
         async def following(session: Any, message: Any) -> Any:
             answer = handler(session, message)
@@ -179,7 +188,9 @@ class Router:
             ValueError: the class, or its tag, has a handler already.
         """
         name = name_of(function)
-        parameters = _parameters(function, 2, "two parameters, a session and a message")
+        parameters = list(inspect.signature(function).parameters.values())
+        if len(parameters) != 2 or any(parameter.kind not in _POSITIONAL for parameter in parameters):
+            raise TypeError(f"{name} must take two parameters, a session and a message")
         kind = parameters[1].annotation
         if isinstance(kind, str):
             try:
@@ -193,7 +204,12 @@ class Router:
 
     def add(self, kind: type[Message], handler: Handler) -> None:
         """Have `handler(session, message)` called for messages of class `kind`. Raises as `handler`."""
-        tag = kind.__struct_config__.tag
+        config = kind.__struct_config__
+        tag = config.tag
+        if kind is Message or config.array_like or not (isinstance(tag, str) or kind in _UNTAGGED):
+            raise TypeError(
+                f"{name_of(handler)}: {kind.__name__} has no tag, which is the type of its messages"
+            )
         for other, present in self._handlers.items():
             if other is kind or (tag is not None and other.__struct_config__.tag == tag):
                 raise ValueError(
@@ -209,7 +225,7 @@ class Router:
         Raises:
             TypeError: the function does not take a server, or is `async`.
         """
-        if inspect.iscoroutinefunction(function):
+        if _is_async(function):
             raise TypeError(f"{name_of(function)}: on_start cannot wait; on_connect can, for what it begins")
         return self._hook("on_start", function, "one parameter, the server")
 
@@ -246,7 +262,7 @@ class Router:
         return self._hook("on_stop", function, "one parameter, the server")
 
     def _hook(self, moment: Moment, function: Function, what: str) -> Function:
-        _parameters(function, 1, what)
+        _check_takes(function, 1, what)
         self._hooks.setdefault(moment, []).append(function)
         return function
 
@@ -265,7 +281,7 @@ class Router:
         Raises:
             TypeError: the function does not take a session, a message and a handler.
         """
-        _parameters(function, 3, "three parameters, a session, a message and the handler")
+        _check_takes(function, 3, "three parameters, a session, a message and the handler")
         self._middlewares.append(function)
         return function
 

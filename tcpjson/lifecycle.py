@@ -43,10 +43,14 @@ class Lifecycle:
         self._clock = clock
         self._router = router
         self._timeout = timeout
-        self._deadlines = Deadlines[Deferred[None]](clock, lambda deferred: deferred.cancel())
-        self._unfinished: set[Deferred[None]] = set()
+        self._deadlines = Deadlines[Deferred[None]](clock, self._expired)
+        # What is waited for, each with its moment.
+        self._unfinished: dict[Deferred[None], Moment] = {}
         self._waiting: list[Deferred[None]] = []
         self._started = False
+        self._waits = True
+        # There when it stops as soon as nothing is waited for.
+        self._stopping: Server | None = None
         self._connect = router.hooks("on_connect")
         self._disconnect = router.hooks("on_disconnect")
         #: Whether `connected` and `disconnected` are of any use.
@@ -66,7 +70,7 @@ class Lifecycle:
                 log.failure("on_start failed")
                 reason = f"{type(error).__name__}: {error}"
                 raise StartFailed(f"on_start: {name_of(hook)}: {reason}") from error
-        self._started = True
+        self._started = self._waits = True
 
     def connected(self, session: Session) -> Deferred[None]:
         """Call what is to be called for a new client; fires when that is done, and fails as it does."""
@@ -77,40 +81,54 @@ class Lifecycle:
         self._see_to("on_disconnect", self._disconnect, session)
 
     def stop(self, server: Server) -> None:
-        """Call what is to be called when all is over, once after each start."""
+        """Call what is to be called when all is over, and nothing is unfinished; once after each start."""
         if self._started:
             self._started = False
-            self._see_to("on_stop", self._router.hooks("on_stop"), server)
+            self._stopping = server
+            self._go_on()
 
     def settled(self) -> Deferred[None]:
         """Fires when all of it is done that is to be done for clients that are gone, and for the end."""
         settled = Deferred[None]()
         self._waiting.append(settled)
-        self._tell()
+        self._go_on()
         return settled
 
     def cancel(self) -> None:
-        """Wait for nothing."""
-        for deferred in tuple(self._unfinished):
-            deferred.cancel()
+        """Wait for nothing any more."""
+        self._waits = False
+        while self._unfinished:
+            self._expired(next(iter(self._unfinished)))
 
     def _see_to(self, moment: Moment, hooks: Sequence[Hook], subject: Session | Server) -> None:
         """Call all of them, whatever comes of each."""
         for hook in hooks:
             deferred = Deferred.fromCoroutine(_call([hook], subject))
-            self._unfinished.add(deferred)
+            self._unfinished[deferred] = moment
             self._deadlines.set(deferred, self._clock.seconds() + self._timeout)
             deferred.addBoth(self._finished, moment, deferred)
+        if not self._waits:
+            self.cancel()
+
+    def _expired(self, deferred: Deferred[None]) -> None:
+        # First: what is cancelled may go on all the same.
+        log.error("{moment} was not done in time", moment=self._unfinished.pop(deferred))
+        self._deadlines.clear(deferred)
+        deferred.cancel()
+        self._go_on()
 
     def _finished(self, failure: Failure | None, moment: Moment, deferred: Deferred[None]) -> None:
-        self._unfinished.discard(deferred)
+        in_time = self._unfinished.pop(deferred, None) is not None
         self._deadlines.clear(deferred)
-        if failure is not None:
-            why = " in time" if failure.check(CancelledError) else ""
-            log.failure("{moment} failed{why}", failure, moment=moment, why=why)
-        self._tell()
+        if failure is not None and (in_time or not failure.check(CancelledError)):
+            log.failure("{moment} failed", failure, moment=moment)
+        self._go_on()
 
-    def _tell(self) -> None:
+    def _go_on(self) -> None:
+        """Where nothing is unfinished, stop if that is due, and tell those who wait."""
+        if not self._unfinished and self._stopping is not None:
+            server, self._stopping = self._stopping, None
+            self._see_to("on_stop", self._router.hooks("on_stop"), server)
         if not self._unfinished:
             self._deadlines.stop()
             waiting, self._waiting = self._waiting, []

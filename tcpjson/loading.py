@@ -27,13 +27,12 @@ def load_router(where: str) -> Router:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        module = importlib.import_module(module_name)
+        value: object = importlib.import_module(module_name)
+        for part in name.split("."):
+            value = getattr(value, part, None)
     # A module can do anything: what it does wrong is for its author, who needs the place more than our own.
     except (Exception, SystemExit) as error:
         raise ValueError(_fault(error, module_name)) from None
-    value: object = module
-    for part in name.split("."):
-        value = getattr(value, part, None)
     if not isinstance(value, Router):
         kind = "there is none of that name" if value is None else f"it is a {type(value).__name__}"
         raise ValueError(f"not a tcpjson.Router: {kind}")

@@ -118,12 +118,10 @@ class Codec:
             try:
                 messages += decoding
                 break
-            except (ValueError, RecursionError) as error:
+            # A `__post_init__` of the application's can raise anything.
+            except Exception as error:
                 # The map goes on behind what failed.
                 messages.append(self._classify(payloads[len(messages)], error))
-            # A `__post_init__` of the application's.
-            except Exception as error:
-                messages.append(Refused(error=Internal(), fault=error))
         if checked := self._checked:
             for index, message in enumerate(messages):
                 if type(message) in checked:
@@ -160,7 +158,9 @@ class Codec:
         except msgspec.ValidationError as wrong_type:
             raise BadMessage(str(wrong_type)) from None
         if kind in self._tags:
-            raise BadMessage(str(error))
+            if isinstance(error, (ValueError, RecursionError)):
+                raise BadMessage(str(error))
+            return Refused(error=Internal(), fault=error, id=request_id)
         if self._strict:
             raise UnknownType(f"no such type: {kind:.64}" if kind else "no type")
         return Custom(original=Raw(payload), id=request_id)
