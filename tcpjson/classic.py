@@ -61,5 +61,7 @@ def text(session: Session, message: Text) -> Message:
 @router.handler
 def refused(session: Session, message: Refused) -> ProtocolError:
     if message.fault is not None:
-        raise message.fault
+        # Else it would lead, by its traceback, to itself.
+        fault, message.fault = message.fault, None
+        raise fault
     return message.error

@@ -231,7 +231,8 @@ class Exchange(TCPJSONProtocol):
                 else:
                     payload = self._answer(answer, message)
                     order = self._order
-            except Exception as error:
+            # An asyncio.CancelledError, say, is no Exception.
+            except BaseException as error:
                 payload = self._refusal(error, message)
             if order is not None and message.id in _NO_ID and payload and order.queue(payload):
                 self._limit_answers()
@@ -400,11 +401,7 @@ class Exchange(TCPJSONProtocol):
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], message: Message) -> bytes:
         """The payload of what a coroutine comes to; empty when there is none, or none yet."""
-        try:
-            done, answer = start(coroutine)
-        # An asyncio.CancelledError, say, is no Exception, and is answered all the same.
-        except BaseException as error:
-            return self._refusal(error, message, Failure())
+        done, answer = start(coroutine)
         if not done:
             self._await(answer, message)
             return b""

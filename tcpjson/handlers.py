@@ -206,10 +206,9 @@ class Router:
         """Have `handler(session, message)` called for messages of class `kind`. Raises as `handler`."""
         config = kind.__struct_config__
         tag = config.tag
-        if kind is Message or config.array_like or not (isinstance(tag, str) or kind in _UNTAGGED):
-            raise TypeError(
-                f"{name_of(handler)}: {kind.__name__} has no tag, which is the type of its messages"
-            )
+        typed = isinstance(tag, str) and config.tag_field == "type" and not config.array_like
+        if kind is Message or not (typed or kind in _UNTAGGED):
+            raise TypeError(f"{name_of(handler)}: {kind.__name__} is no object with a tag for its type")
         for other, present in self._handlers.items():
             if other is kind or (tag is not None and other.__struct_config__.tag == tag):
                 raise ValueError(

@@ -1,23 +1,13 @@
-"""All of `tcpjson.vectors`, played over sockets as its docstring says; the examples of docs/protocol.rst."""
+"""All of `tcpjson.vectors`, played over sockets as its docstring says."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import hmac
 import json
 import os
-import re
-import textwrap
-from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
-
-from tcpjson.auth import TokenChecker
-from tcpjson.testing import MemoryServer
 from tcpjson.vectors import Matcher, Options, Vector, load
 from tests.harness import Ended, Peer, Server, ServerTestCase, folder, shared
 
@@ -127,97 +117,3 @@ class VectorTLSTests(VectorTests):
     """Over TLS."""
 
     tls = True
-
-
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "protocol.rst"
-
-# A line of "A session in bytes": who, the offset, up to 16 bytes, the same as text.
-_DUMP = re.compile(r"^   ([SC]) ([0-9a-f]{4})  ((?:[0-9a-f]{2} {1,2}){1,16}) *(.*)$", re.MULTILINE)
-
-
-def dumped(text: str) -> list[tuple[str, dict[int, bytes]]]:
-    """The frames of a text in hexadecimal: who sent each, and the bytes of its lines by their offsets."""
-    frames: list[tuple[str, dict[int, bytes]]] = []
-    for who, offset, digits, _ in _DUMP.findall(text):
-        if int(offset, 16) == 0:
-            frames.append((who, {}))
-        assert frames[-1][0] == who
-        frames[-1][1][int(offset, 16)] = bytes.fromhex(digits)
-    return frames
-
-
-def payloads(text: str, section: str) -> list[dict[str, Any]]:
-    """The JSON objects that stand in the examples of a section, each in a line behind C or S."""
-    [body] = re.findall(rf"^{re.escape(section)}\n-+\n(.*?)^\d+\. ", text, re.MULTILINE | re.DOTALL)
-    return [json.loads(line) for line in re.findall(r"^   [CS] (\{.*\})$", body, re.MULTILINE)]
-
-
-class DocumentTests(SynchronousTestCase):
-    """What docs/protocol.rst shows is what happens."""
-
-    def test_a_session_in_bytes(self) -> None:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        frames = dumped(text)
-        self.assertEqual([who for who, _ in frames], ["S", "C", "S", "C", "S"])
-        for *_, digits, shown in _DUMP.findall(text):
-            characters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in bytes.fromhex(digits))
-            self.assertEqual(shown, characters)
-        server = MemoryServer()
-        self.addCleanup(server.stop)
-        peer = server.connect()
-        for who, lines in frames:
-            if who == "C":
-                # When the ping comes, as the times in its answer say; nothing of what is sent is left out.
-                server.advance(1.25 - server.clock.seconds())
-                peer.send_bytes(b"".join(lines.values()))
-                continue
-            came = peer.transport.value()
-            peer.transport.clear()
-            self.assertEqual({at: came[at : at + len(line)] for at, line in lines.items()}, lines)
-            self.assertEqual(max(lines) + len(lines[max(lines)]), len(came))
-
-    def test_a_login_by_scram(self) -> None:
-        """The values are those that follow from the password, by RFC 5802 and without any library for it."""
-        text = DOCUMENT.read_text(encoding="utf-8")
-        first, challenge, final, result = payloads(text, "6. Authentication")[2:]
-        bare = first["data"].removeprefix("n,,")
-        without_proof, _, proof = final["data"].rpartition(",p=")
-        fields = dict(part.split("=", 1) for part in challenge["data"].split(","))
-        rounds = int(fields["i"])
-        salted = hashlib.pbkdf2_hmac("sha256", b"pencil", b64decode(fields["s"]), rounds)
-        signed = ",".join((bare, challenge["data"], without_proof)).encode()
-        client_key = hmac.digest(salted, b"Client Key", "sha256")
-        signature = hmac.digest(hashlib.sha256(client_key).digest(), signed, "sha256")
-        self.assertEqual(b64decode(proof), bytes(a ^ b for a, b in zip(client_key, signature, strict=True)))
-        server_key = hmac.digest(salted, b"Server Key", "sha256")
-        verifier = b64encode(hmac.digest(server_key, signed, "sha256")).decode()
-        self.assertEqual(result["data"], f"v={verifier}")
-        self.assertEqual((bare.partition(",")[0], result["user"]), ("n=user", "user"))
-
-    def test_a_compressed_frame(self) -> None:
-        """The lines of Python of section 7."""
-        [code] = re.findall(
-            r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)",
-            DOCUMENT.read_text(encoding="utf-8"),
-            re.MULTILINE,
-        )
-        names: dict[str, Any] = {}
-        exec(textwrap.dedent(code), names)
-        server = MemoryServer()
-        self.addCleanup(server.stop)
-        peer = server.connect()
-        peer.send({"type": "hello", "compression": ["zlib"]})
-        peer.send_bytes(names["compressed"](b'{"type":"ping","timestamp":7}'))
-        *_, pong = peer.receive()
-        self.assertEqual((pong["type"], pong["ping_timestamp"]), ("pong", 7))
-
-    def test_a_login_by_token(self) -> None:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        ask, result = payloads(text, "6. Authentication")[:2]
-        tokens = {result["user"]: ask["token"]}
-        server = MemoryServer(checkers=[TokenChecker(token_file(tuple(tokens.items())))])
-        self.addCleanup(server.stop)
-        peer = server.connect()
-        self.assertEqual(peer.receive()[0]["auth"], [ask["mechanism"]])
-        peer.send(ask)
-        self.assertEqual(peer.receive(), [result])

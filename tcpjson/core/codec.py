@@ -119,7 +119,7 @@ class Codec:
                 messages += decoding
                 break
             # A `__post_init__` of the application's can raise anything.
-            except Exception as error:
+            except BaseException as error:
                 # The map goes on behind what failed.
                 messages.append(self._classify(payloads[len(messages)], error))
         if checked := self._checked:
@@ -132,7 +132,7 @@ class Codec:
         payload.decode()
         return self._decode(payload)
 
-    def _classify(self, payload: bytes, error: Exception) -> Message:
+    def _classify(self, payload: bytes, error: BaseException) -> Message:
         """What a payload is that is no good message of a known type."""
         request_id: str | int | None = None
         try:
@@ -152,7 +152,7 @@ class Codec:
         except msgspec.DecodeError as malformed:
             return Refused(error=BadJSON(str(malformed)))
 
-    def _classify_object(self, payload: bytes, error: Exception, request_id: str | int | None) -> Message:
+    def _classify_object(self, payload: bytes, error: BaseException, request_id: str | int | None) -> Message:
         try:
             kind = _decode_typed(payload).type
         except msgspec.ValidationError as wrong_type:

@@ -87,7 +87,7 @@ class Refused(Message, tag=False):
 
     error: ProtocolError
     #: What an application's class raised, if it failed on the payload.
-    fault: Exception | None = None
+    fault: BaseException | None = None
 
 
 # Answers. A field that is relayed unread comes first: `tcpjson.core.encoding` looks at where it begins.
