@@ -22,6 +22,10 @@ _check_grammar = msgspec.json.Decoder(Raw).decode
 _decode_id = msgspec.json.Decoder(RequestId | None).decode
 
 
+# What a JSON value is to Python.
+_JSON = (dict, list, str, int, float, bool, type(None))
+
+
 class _Typed(msgspec.Struct, gc=False):
     """An object that is asked for its type."""
 
@@ -65,9 +69,13 @@ def check_fields(kind: type[Message]) -> None:
 
 
 def _strange(part: object, seen: set[int]) -> type | None:
-    """A class that msgspec takes for an application's own, and so for nothing that it can decode."""
+    """A class of which no JSON value is an instance."""
     if isinstance(part, msgspec.inspect.CustomType):
-        return part.cls
+        try:
+            return None if any(issubclass(kind, part.cls) for kind in _JSON) else part.cls
+        except TypeError:
+            # A protocol that can be asked no such thing.
+            return part.cls
     if isinstance(part, (list, tuple)):
         parts: Iterable[object] = part
     elif isinstance(part, (msgspec.inspect.Type, msgspec.inspect.Field)) and id(part) not in seen:
