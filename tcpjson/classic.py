@@ -61,7 +61,10 @@ def text(session: Session, message: Text) -> Message:
 @router.handler
 def refused(session: Session, message: Refused) -> ProtocolError:
     if message.fault is not None:
-        # Else it would lead, by its traceback, to itself.
         fault, message.fault = message.fault, None
-        raise fault
+        try:
+            raise fault
+        finally:
+            # Else it would lead, by its traceback, to itself.
+            del fault
     return message.error
