@@ -214,10 +214,6 @@ class Connection(Exchange):
         super().inputEnded()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._admitted:
-            self.factory.admission.leave()
-        if self._network is not None:
-            self.factory.admission.release(self._network)
         if self._state is State.OPEN:
             # The PROXY header may have come all the same.
             self._name()
@@ -226,8 +222,18 @@ class Connection(Exchange):
                 self.detail = "no_proxy_header"
         super().connectionLost(reason)
         if self._introduced:
-            self.factory.lifecycle.disconnected(self)
+            # What the application has still to do for it bounds how many others may come.
+            self.factory.lifecycle.disconnected(self, self._make_way)
+        else:
+            self._make_way()
         self.factory.closed(self)
+
+    def _make_way(self) -> None:
+        """There is room for another connection."""
+        if self._admitted:
+            self.factory.admission.leave()
+        if self._network is not None:
+            self.factory.admission.release(self._network)
 
     # `hello`, `auth` and heartbeats.
 
@@ -356,6 +362,7 @@ class Connection(Exchange):
 
     def _turn_out(self, error: ProtocolError) -> None:
         """The application does not want the client, or cannot have it."""
+        error.forget_origin()
         reason = error.code if error.fatal else errors.CLOSED_BY_HANDLER
         self._finish(reason, frame(self._error_payload(error, fatal=True)))
 

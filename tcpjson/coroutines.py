@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Generator
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -25,10 +25,10 @@ def start(coroutine: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
         awaited = context.run(coroutine.send, None)
     except StopIteration as stop:
         return True, stop.value
-    return False, context.run(Deferred.fromCoroutine, _rest(coroutine, awaited))
+    return False, Deferred.fromCoroutine(_rest(context, coroutine, awaited))
 
 
-def _rest(coroutine: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, Any, Any]:
+def _rest(context: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, Any, Any]:
     """What is left of a coroutine that waits."""
     try:
         while True:
@@ -36,12 +36,12 @@ def _rest(coroutine: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, A
                 value = yield awaited
             except GeneratorExit:
                 # Nobody waits for it any more, nor for the coroutine, which the collector may have closed.
-                coroutine.close()
+                context.run(coroutine.close)
                 raise
             # Whatever it is, it is for the coroutine.
             except BaseException as error:
-                awaited = coroutine.throw(error)
+                awaited = context.run(coroutine.throw, error)
             else:
-                awaited = coroutine.send(value)
+                awaited = context.run(coroutine.send, value)
     except StopIteration as stop:
         return stop.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Iterable
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
@@ -106,6 +107,12 @@ class Exchange(TCPJSONProtocol):
     # In the class until they are needed: a connection that is idle is small.
     _state = State.OPEN
     _running: dict[Slot, tuple[Deferred[Any], Message]] | None = None
+    # Bytes of the messages that these handle, and the latest, whose message is to be counted.
+    _running_bytes = 0
+    _latest: Slot | None = None
+    # Handlers that nobody waits for any more, to be cancelled.
+    _abandoned: list[Deferred[Any]] | None = None
+    _abandon_call: IDelayedCall | None = None
     # What is to be decided before anything else is handled: who the client is.
     _checking: Deferred[Any] | None = None
     _progress: tuple[int, int, int] | None = None
@@ -231,6 +238,8 @@ class Exchange(TCPJSONProtocol):
                 else:
                     payload = self._answer(answer, message)
                     order = self._order
+                    if self._latest is not None:
+                        self._weigh(len(payloads[handled - 1]))
             # An asyncio.CancelledError, say, is no Exception.
             except BaseException as error:
                 payload = self._refusal(error, message)
@@ -390,14 +399,21 @@ class Exchange(TCPJSONProtocol):
         return self._error_payload(error, message.id)
 
     def _error_payload(self, error: ProtocolError, request_id: Any = UNSET, *, fatal: bool = False) -> bytes:
-        self.factory.stats.errors[error.code] += 1
-        answer = Error(
-            code=error.code,
-            message=str(error).encode(errors="replace").decode(),
-            fatal=error.fatal or fatal,
-            retry_after=UNSET if error.retry_after is None else error.retry_after,
-        )
-        return encode_message(answer, self.timestamp, request_id)
+        retry_after = error.retry_after
+        try:
+            answer = Error(
+                code=error.code,
+                message=str(error).encode(errors="replace").decode(),
+                fatal=error.fatal or fatal,
+                retry_after=UNSET if retry_after is None or not isfinite(retry_after) else retry_after,
+            )
+            payload = encode_message(answer, self.timestamp, request_id)
+            self.factory.stats.errors[error.code] += 1
+        # An application can make its own of anything.
+        except Exception:
+            log.failure("cannot tell {client} of {kind}", client=self.client_id, kind=type(error).__name__)
+            return self._error_payload(Internal(), request_id, fatal=fatal)
+        return payload
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], message: Message) -> bytes:
         """The payload of what a coroutine comes to; empty when there is none, or none yet."""
@@ -418,11 +434,22 @@ class Exchange(TCPJSONProtocol):
         slot = self._order.reserve(ordered=message.id in _NO_ID)
         deferred = answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(_as_coroutine(answer))
         self._running[slot] = deferred, message
+        self._latest = slot
         limits = self.factory.limits
         self.factory.handler_deadlines.set((self, slot), self._clock.seconds() + limits.handler_timeout)
         if len(self._running) >= limits.max_handlers:
             self.hold(Hold.HANDLERS)
         deferred.addBoth(self._answered, slot)
+
+    def _weigh(self, size: int) -> None:
+        """Count the message of the latest unfinished handler: what these hold is bounded, too."""
+        slot, self._latest = self._latest, None
+        if slot is None or self._running is None or slot not in self._running:
+            return
+        slot.weight = size
+        self._running_bytes += size
+        if self._running_bytes > self.factory.limits.max_length:
+            self.hold(Hold.HANDLERS)
 
     def _answered(self, result: object, slot: Slot) -> None:
         running = self._running
@@ -455,6 +482,7 @@ class Exchange(TCPJSONProtocol):
         """An unfinished handler is finished."""
         if self._running is None or self._order is None or self._running.pop(slot, None) is None:
             return
+        self._running_bytes -= slot.weight
         self.factory.handler_deadlines.clear((self, slot))
         payloads = self._order.settle(slot, payload)
         if not self._order.unsettled:
@@ -520,11 +548,16 @@ class Exchange(TCPJSONProtocol):
         running = self._running or ()
         if holds & Hold.ANSWERS and self._answers_waiting() <= _LOW_WATER:
             self.release(Hold.ANSWERS)
-        if holds & Hold.HANDLERS and len(running) <= self.factory.limits.max_handlers // 2:
-            self.release(Hold.HANDLERS)
+        if holds & Hold.HANDLERS:
+            limits = self.factory.limits
+            if len(running) <= limits.max_handlers // 2 and self._running_bytes <= limits.max_length // 2:
+                self.release(Hold.HANDLERS)
         busy = running or self._checking or self._departing or self._outbox.waiting
         if (self._input_ended or self._leaving) and not busy:
             self._finish(GoingAway.code if self._leaving else self._ended_by_client)
+        elif running and self._input_ended and self._outbox.closed:
+            # Nobody can be told what they come to.
+            self.abort(self._ended_by_client)
 
     def outboxDrained(self) -> None:
         super().outboxDrained()
@@ -652,7 +685,7 @@ class Exchange(TCPJSONProtocol):
         # What the system still has for a client that reads slowly gets the whole of the grace period.
         patient = self._leaving and self._outbox.acknowledged < self._outbox.sent
         self.end(last, max(CLOSE_TIMEOUT, factory.grace_left()) if patient else CLOSE_TIMEOUT)
-        self._cancel_running()
+        self._abandon_running()
 
     # The shutdown of the server.
 
@@ -695,19 +728,31 @@ class Exchange(TCPJSONProtocol):
         self.reason = self.reason or reason
         self.transport.abortConnection()
 
-    def _cancel_running(self) -> None:
-        if self._checking is not None:
-            self._cancel(self._checking)
+    def _abandon_running(self) -> None:
+        """Have what is unfinished cancelled, soon: one of the handlers may be what calls this."""
+        abandoned = [] if self._checking is None else [self._checking]
         running, self._running = self._running, None
         for slot, (deferred, _) in (running or {}).items():
             self.factory.handler_deadlines.clear((self, slot))
+            abandoned.append(deferred)
+        if abandoned:
+            self._abandoned = [*(self._abandoned or ()), *abandoned]
+            if self._abandon_call is None:
+                self._abandon_call = self._clock.callLater(0, self._cancel_abandoned)
+
+    def _cancel_abandoned(self) -> None:
+        call, self._abandon_call = self._abandon_call, None
+        if call is not None and call.active():
+            call.cancel()
+        abandoned, self._abandoned = self._abandoned, None
+        for deferred in abandoned or ():
             self._cancel(deferred)
 
     def _cancel(self, deferred: Deferred[Any]) -> None:
         try:
             deferred.cancel()
         # The canceller is the application's: whatever it raises, the others are cancelled too.
-        except Exception:
+        except BaseException:
             log.failure("what is done for {client} cannot be cancelled", client=self.client_id)
 
     @property
@@ -736,4 +781,5 @@ class Exchange(TCPJSONProtocol):
         factory.leave(self)
         for deadlines in factory.connection_deadlines:
             deadlines.clear(self)
-        self._cancel_running()
+        self._abandon_running()
+        self._cancel_abandoned()

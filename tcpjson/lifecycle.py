@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -29,6 +29,24 @@ async def _call(hooks: Sequence[Hook], subject: Session | Server) -> None:
             await result
 
 
+class _Occasion:
+    """One reason to call some hooks; `done` is called when all of these have done."""
+
+    __slots__ = ("_done", "moment", "unfinished")
+
+    def __init__(self, moment: Moment, done: Callable[[], None]) -> None:
+        self.moment = moment
+        self._done = done
+        # One more, until all have begun.
+        self.unfinished = 1
+
+    def one_less(self) -> None:
+        """One has done, or is waited for no more."""
+        self.unfinished -= 1
+        if not self.unfinished:
+            self._done()
+
+
 class Lifecycle:
     """
     Calls the hooks of a router, each of which may take some seconds and no more.
@@ -45,7 +63,7 @@ class Lifecycle:
         self._timeout = timeout
         self._deadlines = Deadlines[Deferred[None]](clock, self._expired)
         # What is waited for, each with its moment.
-        self._unfinished: dict[Deferred[None], Moment] = {}
+        self._unfinished: dict[Deferred[None], _Occasion] = {}
         self._waiting: list[Deferred[None]] = []
         self._started = False
         self._waits = True
@@ -53,8 +71,11 @@ class Lifecycle:
         self._stopping: Server | None = None
         self._connect = router.hooks("on_connect")
         self._disconnect = router.hooks("on_disconnect")
+        self._stop = router.hooks("on_stop")
         #: Whether `connected` and `disconnected` are of any use.
         self.watches_clients = bool(self._connect or self._disconnect)
+        #: Seconds that its end may take, once the last client is gone.
+        self.farewell = timeout * (bool(self._disconnect) + bool(self._stop))
 
     def start(self, server: Server) -> None:
         """
@@ -76,9 +97,9 @@ class Lifecycle:
         """Call what is to be called for a new client; fires when that is done, and fails as it does."""
         return Deferred.fromCoroutine(_call(self._connect, session))
 
-    def disconnected(self, session: Session) -> None:
-        """Call what is to be called for a client that is gone."""
-        self._see_to("on_disconnect", self._disconnect, session)
+    def disconnected(self, session: Session, done: Callable[[], None] = lambda: None) -> None:
+        """Call what is to be called for a client that is gone, and `done` when that is done."""
+        self._see_to("on_disconnect", self._disconnect, session, done)
 
     def stop(self, server: Server) -> None:
         """Call what is to be called when all is over, and nothing is unfinished; once after each start."""
@@ -100,35 +121,44 @@ class Lifecycle:
         while self._unfinished:
             self._expired(next(iter(self._unfinished)))
 
-    def _see_to(self, moment: Moment, hooks: Sequence[Hook], subject: Session | Server) -> None:
+    def _see_to(
+        self, moment: Moment, hooks: Sequence[Hook], subject: Session | Server, done: Callable[[], None]
+    ) -> None:
         """Call all of them, whatever comes of each."""
+        occasion = _Occasion(moment, done)
         for hook in hooks:
             deferred = Deferred.fromCoroutine(_call([hook], subject))
-            self._unfinished[deferred] = moment
+            occasion.unfinished += 1
+            self._unfinished[deferred] = occasion
             self._deadlines.set(deferred, self._clock.seconds() + self._timeout)
             deferred.addBoth(self._finished, moment, deferred)
+        occasion.one_less()
         if not self._waits:
             self.cancel()
 
     def _expired(self, deferred: Deferred[None]) -> None:
         # First: what is cancelled may go on all the same.
-        log.error("{moment} was not done in time", moment=self._unfinished.pop(deferred))
+        occasion = self._unfinished.pop(deferred)
+        log.error("{moment} was not done in time", moment=occasion.moment)
         self._deadlines.clear(deferred)
+        occasion.one_less()
         deferred.cancel()
         self._go_on()
 
     def _finished(self, failure: Failure | None, moment: Moment, deferred: Deferred[None]) -> None:
-        in_time = self._unfinished.pop(deferred, None) is not None
+        occasion = self._unfinished.pop(deferred, None)
         self._deadlines.clear(deferred)
-        if failure is not None and (in_time or not failure.check(CancelledError)):
+        if failure is not None and (occasion is not None or not failure.check(CancelledError)):
             log.failure("{moment} failed", failure, moment=moment)
+        if occasion is not None:
+            occasion.one_less()
         self._go_on()
 
     def _go_on(self) -> None:
         """Where nothing is unfinished, stop if that is due, and tell those who wait."""
         if not self._unfinished and self._stopping is not None:
             server, self._stopping = self._stopping, None
-            self._see_to("on_stop", self._router.hooks("on_stop"), server)
+            self._see_to("on_stop", self._stop, server, lambda: None)
         if not self._unfinished:
             self._deadlines.stop()
             waiting, self._waiting = self._waiting, []

@@ -315,6 +315,11 @@ class Outbox:
         return self.taken, left, self._unacknowledged()
 
     @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return not self._open
+
+    @property
     def sent(self) -> int:
         """Bytes that were written, those that wait included, since the start."""
         return self.taken + self.waiting

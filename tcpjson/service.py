@@ -203,7 +203,8 @@ class ServerService(Service):
         stopped = DeferredList([Deferred.fromCoroutine(_stop(port)) for port in ports])
         count = len(self.factory.connections)
         log.info("shutting down: {count} connections", count=count)
-        self._notifier.stopping(f"shutting down: {count} connections", self.factory.limits.grace)
+        seconds = self.factory.limits.grace + self.factory.lifecycle.farewell
+        self._notifier.stopping(f"shutting down: {count} connections", seconds)
         drained = self.factory.drain()
         await stopped
         await drained

@@ -57,10 +57,14 @@ def check_fields(kind: type[Message]) -> None:
     """
     try:
         msgspec.json.Decoder(kind)
-        fields = msgspec.inspect.type_info(kind).fields  # type: ignore[attr-defined]  # of a Struct, as Message is
     # An annotation can be any expression.
     except Exception as error:
         raise TypeError(f"{kind.__module__}.{kind.__qualname__}: {error}") from None
+    try:
+        fields = msgspec.inspect.type_info(kind).fields  # type: ignore[attr-defined]  # of a Struct, as Message is
+    except TypeError:
+        # A literal of several types, which msgspec 0.21 decodes and cannot describe.
+        return
     for field in fields:
         strange = _strange(field.type, set())
         if strange is not None:

@@ -29,6 +29,7 @@ class ProtocolError(Exception):
     """
 
     code: str
+    retry_after: float | None = None
     #: Whether the connection closes after the error.
     fatal: ClassVar[bool] = False
     text: ClassVar[str]

@@ -11,9 +11,11 @@ PLACE = 64
 class Slot:
     """The place of one answer that is not there yet."""
 
-    __slots__ = ("answer", "ordered", "settled")
+    __slots__ = ("answer", "ordered", "settled", "weight")
 
     def __init__(self, ordered: bool) -> None:
+        #: Bytes of the message that it answers, for who counts them.
+        self.weight = 0
         self.ordered = ordered
         self.settled = False
         self.answer = b""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import json
 import socket
@@ -23,7 +25,7 @@ from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse as Mem
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.internet.testing import StringTransport
@@ -41,6 +43,7 @@ from tcpjson.core.errors import CODES, Forbidden
 from tcpjson.core.framing import COMPRESSED, FrameReader, frame
 from tcpjson.core.messages import Ping
 from tcpjson.core.stats import ClosedConnection
+from tcpjson.protocol import Hold
 from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.test.hypo import given
@@ -553,6 +556,7 @@ class AuthTests(Case):
             peer.send(auth(), do())
             slow.cancelled = 0
             leave(peer)
+            server.settle()
             self.assertEqual(slow.cancelled, 1)
             self.assertEqual(server.factory.clients, set())
         server.advance(30)
@@ -3371,3 +3375,856 @@ class DrainSocketTests(SocketCase):
             wire.close()
         self.advance(3)
         self.assertEqual(self.fired, [None])
+
+
+class IntroductionCase(Case):
+    """`on_connect` and `on_disconnect`, as a client meets them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        #: What the hooks saw, in order.
+        self.seen: list[Any] = []
+        #: What `on_connect` does, and what an unfinished one waits for.
+        self.meet: Callable[[Any], Any] = lambda session: None
+        self.waiting: list[Deferred[Any]] = []
+        self.cancelled = 0
+
+    def router(self) -> Router:
+        router = Router()
+        router.add(Do, lambda session, message: self.act(session, message))
+
+        @router.on_connect
+        def meet(session: Any) -> Any:
+            self.seen.append(("connect", session.client_id))
+            return self.meet(session)
+
+        @router.on_disconnect
+        def leave(session: Any) -> None:
+            self.seen.append(("disconnect", session.client_id, session.reason))
+
+        return router
+
+    def server(self, **options: Any) -> MemoryServer:
+        server = MemoryServer(routers=[self.router()], **options)
+        self.addCleanup(server.stop)
+        return server
+
+    def wait(self, session: Any) -> Deferred[Any]:
+        """An `on_connect` that is done when the test has it done."""
+
+        def cancel(deferred: object) -> None:
+            self.cancelled += 1
+
+        self.waiting.append(Deferred(cancel))
+        return self.waiting[-1]
+
+    def go_on(self) -> None:
+        """The oldest that is unfinished is done."""
+        self.waiting.pop(0).callback("whatever")
+
+    def ends(self, peer: Peer) -> list[str]:
+        """The reasons of which `on_disconnect` was told for a client."""
+        return [code for what, *rest in self.seen if what == "disconnect" for _, code in [rest]]
+
+
+class IntroductionTests(IntroductionCase):
+    """A client is told of before it is served, once, and when it is gone, once."""
+
+    def test_once_each(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        client_id = peer.connection.client_id
+        self.assertEqual(self.seen, [("connect", client_id)])
+        self.assertEqual(self.codes(self.ask(peer, PING, do(), PING)), ["pong", "pong"])
+        peer.close()
+        self.assertEqual(self.seen, [("connect", client_id), ("disconnect", client_id, "client_closed")])
+        self.assertEqual(server.factory.stats.disconnects, {"client_closed": 1})
+
+    def test_all_kinds_of_functions(self) -> None:
+        """What they return is waited for, if that can be; what comes of it is nobody's."""
+
+        async def coroutine(session: Any) -> str:
+            return "nobody's"
+
+        for meet in (lambda session: 7, coroutine, lambda session: succeed(7)):
+            self.meet = meet
+            peer = self.peer(self.server())
+            self.assertEqual(self.codes(self.ask(peer, PING)), ["pong"])
+
+    def test_it_is_served_by_then(self) -> None:
+        """It is one of the clients, and may be sent to; `welcome` is the first that it gets."""
+        server = self.server()
+        other = self.peer(server)
+        heard: list[int] = []
+
+        def meet(session: Any) -> None:
+            self.assertIn(session, session.server.sessions)
+            self.assertEqual((session.reason, session.user, session.state), ("", None, None))
+            session.send({"type": "you"})
+            heard.append(session.broadcast({"type": "somebody"}))
+            heard.append(session.server.broadcast({"type": "all"}))
+            heard.append(session.server.broadcast({"type": "some"}, to=[session]))
+
+        self.meet = meet
+        peer = server.connect()
+        self.assertEqual(self.codes(peer.receive()), ["welcome", "you", "all", "some"])
+        self.assertEqual(self.codes(other.receive()), ["somebody", "all"])
+        self.assertEqual(heard, [1, 2, 1])
+
+    def test_what_comes_meanwhile_waits(self) -> None:
+        """In order, over reads; what others send to it does not."""
+        self.meet = self.wait
+        server = self.server()
+        peer = self.peer(server)
+        data = raw(*map(echo, range(20)))
+        for start in range(0, len(data), 97):
+            peer.send_bytes(data[start : start + 97])
+        self.assertEqual(peer.receive(), [])
+        self.assertEqual(server.factory.broadcast({"type": "news"}), 1)
+        self.assertEqual(self.codes(peer.receive()), ["news"])
+        self.assertEqual(peer.transport.producerState, "paused")
+        self.go_on()
+        server.settle()
+        self.assertEqual(contents(peer.receive()), list(range(20)))
+        self.assertEqual(peer.transport.producerState, "producing")
+        self.assertEqual(contents(self.ask(peer, echo("behind"))), ["behind"])
+
+    def test_a_coroutine_in_steps(self) -> None:
+        async def meet(session: Any) -> None:
+            session.state = await self.wait(session)
+            session.send({"type": "first"})
+            await self.wait(session)
+            session.send({"type": "second"})
+
+        self.meet = meet
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(PING)
+        self.go_on()
+        self.assertEqual(self.codes(peer.receive()), ["first"])
+        self.go_on()
+        self.assertEqual(self.codes(peer.receive()), ["second", "pong"])
+        self.assertEqual(peer.connection.state, "whatever")
+
+    def test_hello_that_waited(self) -> None:
+        """It comes first all the same, and what stands behind it may be compressed."""
+        self.meet = self.wait
+        server = self.server()
+        peer = self.peer(server)
+        hello = {"type": "hello", "compression": ["zlib"], "heartbeat": True}
+        peer.send(hello)
+        long = {"type": "echo", "content": "x" * 5000}
+        self.go_on()
+        self.assertEqual(self.codes(peer.receive()), ["hello_response"])
+        data = deflate(json.dumps(long).encode())
+        peer.send_bytes((len(data) | COMPRESSED).to_bytes(4, "big") + data)
+        self.assertEqual(contents(peer.receive()), ["x" * 5000])
+
+    def test_too_long_a_frame_meanwhile(self) -> None:
+        """It is seen when its turn has come, behind those that came before it."""
+        self.meet = self.wait
+        server = self.server(limits=Limits(max_length=1000))
+        peer = self.peer(server)
+        peer.send_bytes(raw(PING) + (1001).to_bytes(4, "big"))
+        self.assertEqual(peer.receive(), [])
+        self.go_on()
+        self.assertEqual(self.codes(peer.receive()), ["pong", "too_large"])
+        peer.close()
+        self.assertEqual(self.ends(peer), ["too_large"])
+
+    def test_no_other_deadline_runs_meanwhile(self) -> None:
+        """Nor does it leave one behind."""
+        self.meet = self.wait
+        limits = Limits(frame_timeout=1, idle_timeout=2, auth_timeout=1, handler_timeout=30)
+        server = self.server(limits=limits)
+        peer = self.peer(server)
+        peer.send_bytes(raw(PING) + b"\0\0")
+        server.advance(29)
+        self.assertEqual(peer.receive(), [])
+        self.assertFalse(peer.closed)
+        self.go_on()
+        self.assertEqual(self.codes(peer.receive()), ["pong"])
+        server.advance(0.5)
+        peer.send_bytes(b"\0\2{}")
+        self.assertEqual(self.codes(peer.receive()), ["response"])
+        for _ in range(40):
+            server.advance(1)
+            self.assertEqual(self.codes(self.ask(peer, PING)), ["pong"])
+
+    def test_heartbeats_begin_behind_it(self) -> None:
+        self.meet = self.wait
+        server = self.server(limits=Limits(heartbeat=5, handler_timeout=100), checkers=[checker()])
+        peer = self.peer(server)
+        peer.send(HELLO, auth())
+        self.assertEqual(self.codes(peer.receive()), ["hello_response", "auth_result"])
+        server.advance(60)
+        self.assertEqual(peer.receive(), [])
+        self.go_on()
+        server.advance(6)
+        self.assertEqual(self.codes(peer.receive()), ["ping"])
+
+    def test_each_its_own(self) -> None:
+        """One that is slow to be let in holds up nobody else."""
+        self.meet = self.wait
+        server = self.server()
+        first = self.peer(server)
+        first.send(PING)
+        self.meet = lambda session: None
+        self.assertEqual(self.codes(self.ask(self.peer(server), PING)), ["pong"])
+        self.assertEqual(first.receive(), [])
+
+    def test_let_in_by_another(self) -> None:
+        """In the midst of the other's turn, and what waited is answered in order."""
+        self.meet = self.wait
+        server = self.server()
+        first, second = self.peer(server), self.peer(server)
+        second.send(echo(1), cast("from the second"), echo(2))
+        self.go_on()
+
+        def act(session: Any, message: Do) -> Any:
+            session.broadcast({"type": "before"})
+            self.go_on()
+            session.broadcast({"type": "behind"})
+            return {"type": "done"}
+
+        self.act = act
+        self.assertEqual(self.codes(self.ask(first, do())), ["broadcast", "done"])
+        self.assertEqual(
+            self.codes(second.receive()),
+            ["before", "echo_response", "broadcast_sent", "echo_response", "behind"],
+        )
+
+    def test_only_the_one_or_the_other(self) -> None:
+        for moment in ("on_connect", "on_disconnect"):
+            router = Router()
+            getattr(router, moment)(lambda session, moment=moment: self.seen.append(moment))
+            server = MemoryServer(routers=[router])
+            peer = self.peer(server)
+            self.assertEqual(self.codes(self.ask(peer, PING)), ["pong"])
+            peer.close()
+            self.assertEqual(self.seen, [moment])
+            self.seen.clear()
+
+    def test_those_who_never_were_clients(self) -> None:
+        """No room, no handshake, no login: nobody hears of them."""
+        server = self.server(limits=Limits(max_connections=1), checkers=[checker()])
+        guest, refused = server.connect(), server.connect()
+        self.assertEqual(self.codes(refused.receive()), ["server_full"])
+        refused.close()
+        self.assertEqual(self.codes(self.ask(guest, PING, do())), ["welcome", "pong", "unauthenticated"])
+        guest.send(auth("wrong"))
+        server.advance(3)
+        guest.close()
+        guest = self.peer(server)
+        server.advance(6)
+        self.assertEqual(self.codes(guest.receive()), ["auth_timeout"])
+        guest.close()
+        self.assertEqual(self.seen, [])
+
+    def test_it_leaves_no_timer(self) -> None:
+        self.meet = self.wait
+        server = self.server()
+        peers = [self.peer(server) for _ in range(3)]
+        self.go_on()
+        for peer in peers:
+            peer.close()
+        server.stop()
+        self.assertEqual(server.clock.getDelayedCalls(), [])
+        self.assertEqual(self.cancelled, 2)
+
+
+class IntroductionAfterLoginTests(IntroductionCase):
+    """Where somebody must log in, the login is the beginning."""
+
+    def test_behind_the_login(self) -> None:
+        def meet(session: Any) -> None:
+            self.seen.append(session.user)
+            session.send({"type": "you"})
+            session.server.broadcast({"type": "all"})
+
+        self.meet = meet
+        server = self.server(checkers=[checker()])
+        peer = self.peer(server)
+        self.assertEqual(self.codes(self.ask(peer, PING, HELLO)), ["pong", "hello_response"])
+        self.assertEqual(self.seen, [])
+        answers = self.ask(peer, auth(id=1), echo("behind"))
+        self.assertEqual(self.codes(answers), ["auth_result", "you", "all", "echo_response"])
+        self.assertEqual(self.seen, [("connect", peer.connection.client_id), "ann"])
+
+    def test_behind_a_login_that_takes_time(self) -> None:
+        """The frames behind it wait for both."""
+        self.meet = self.wait
+        slow = SlowChecker()
+        server = self.server(checkers=[slow])
+        peer = self.peer(server)
+        peer.send(auth(), echo(1), echo(2))
+        self.assertEqual(self.seen, [])
+        slow.accept()
+        self.assertEqual(self.codes(peer.receive()), ["auth_result"])
+        self.assertEqual([what for what, _ in self.seen], ["connect"])
+        server.advance(20)
+        self.assertEqual(peer.receive(), [])
+        self.go_on()
+        self.assertEqual(contents(peer.receive()), [1, 2])
+        # The time in which it was to log in is over, and forgotten.
+        server.advance(100)
+        self.assertFalse(peer.closed)
+
+    def test_a_login_that_fails_first(self) -> None:
+        self.meet = self.wait
+        server = self.server(checkers=[checker()])
+        peer = self.peer(server)
+        self.assertEqual(self.ask(peer, auth("wrong"))[0]["status"], "authentication_failed")
+        self.assertEqual(self.seen, [])
+        peer.send(auth(), PING)
+        server.advance(2)
+        self.assertEqual(self.codes(peer.receive()), ["auth_result"])
+        self.go_on()
+        self.assertEqual(self.codes(peer.receive()), ["pong"])
+
+    def test_by_scram(self) -> None:
+        path = Path(self.mktemp())
+        path.write_text(f"ann:{Verifier.make(PASSWORD, 4096, lambda size: bytes(size)).format()}\n")
+        path.chmod(0o600)
+        server = self.server(checkers=[VerifierChecker(str(path))])
+        peer = self.peer(server)
+        client = ScramClient(["SCRAM-SHA-256"], "ann", PASSWORD)
+        step = {"type": "auth", "mechanism": "scram-sha-256"}
+        [challenge] = self.ask(peer, {**step, "data": client.get_client_first()})
+        self.assertEqual(self.seen, [])
+        client.set_server_first(challenge["data"])
+        self.meet = lambda session: session.send({"type": "you", "user": session.user})
+        result, you = self.ask(peer, {**step, "data": client.get_client_final()})
+        self.assertEqual((result["type"], you["user"]), ("auth_result", "ann"))
+
+    def test_refused_behind_the_login(self) -> None:
+        def meet(session: Any) -> None:
+            raise Forbidden("no room for ann")
+
+        self.meet = meet
+        server = self.server(checkers=[checker()])
+        peer = self.peer(server)
+        result, error = self.ask(peer, auth(), PING)
+        self.assertEqual((result["status"], error["code"]), ("authenticated", "forbidden"))
+        self.assertTrue(peer.closed)
+
+    def test_a_long_frame_behind_it(self) -> None:
+        """What a guest may not send, a client may, also before it is let in."""
+        self.meet = self.wait
+        server = self.server(checkers=[checker()])
+        peer = self.peer(server)
+        peer.send(auth())
+        peer.send(echo("x" * 5000))
+        self.assertEqual(self.codes(peer.receive()), ["auth_result"])
+        self.go_on()
+        self.assertEqual(contents(peer.receive()), ["x" * 5000])
+
+
+class IntroductionEndTests(IntroductionCase):
+    """How it can go wrong, and what `on_disconnect` is told."""
+
+    def test_refused(self) -> None:
+        """The client is told why, and that it is over."""
+
+        def refuse(session: Any) -> None:
+            session.send({"type": "before"})
+            raise Forbidden("the game is full", retry_after=30)
+
+        async def refuse_later(session: Any) -> None:
+            await self.wait(session)
+            refuse(session)
+
+        for meet in (refuse, refuse_later):
+            self.seen.clear()
+            self.meet = meet
+            server = self.server()
+            peer = self.peer(server) if meet is refuse_later else server.connect()
+            peer.send(PING, do())
+            if meet is refuse_later:
+                self.go_on()
+            *_, before, error = peer.receive()
+            self.assertEqual(before["type"], "before")
+            self.assertEqual(
+                (error["code"], error["message"], error["fatal"], error["retry_after"]),
+                ("forbidden", "the game is full", True, 30.0),
+            )
+            self.assertTrue(peer.closed)
+            self.assertEqual(server.factory.clients, set())
+            peer.close()
+            self.assertEqual(server.factory.stats.disconnects, {"closed_by_handler": 1})
+            self.assertEqual(server.factory.stats.errors, {"forbidden": 1})
+            self.assertEqual(self.ends(peer), ["closed_by_handler"])
+            self.assertEqual([what for what, *_ in self.seen], ["connect", "disconnect"])
+            self.assertEqual(server.factory.stats.messages_in, 0)
+
+    def test_a_fatal_error(self) -> None:
+        """It names the reason."""
+
+        def meet(session: Any) -> None:
+            raise CODES["too_many_connections"]("two of ann are enough")
+
+        self.meet = meet
+        server = self.server()
+        peer = server.connect()
+        self.assertEnd(server, peer, "too_many_connections")
+        self.assertEqual(self.ends(peer), ["too_many_connections"])
+
+    def test_a_fault(self) -> None:
+        async def meet(session: Any) -> None:
+            await self.wait(session)
+            raise KeyError("secret")
+
+        self.meet = meet
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(PING)
+        self.go_on()
+        [error] = peer.receive()
+        self.assertEqual((error["code"], error["fatal"]), ("internal", True))
+        self.assertNotIn("secret", json.dumps(error))
+        self.assertTrue(peer.closed)
+        self.assertEqual(len(self.lines("on_connect failed for 127.0.0.1:")), 1)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        peer.close()
+        self.assertEqual(self.ends(peer), ["closed_by_handler"])
+
+    def test_faults_that_are_no_exceptions(self) -> None:
+        for kind in (asyncio.CancelledError, GeneratorExit, SystemExit, CancelledError):
+
+            def meet(session: Any, kind: Any = kind) -> None:
+                raise kind
+
+            self.meet = meet
+            peer = self.server().connect()
+            self.assertEqual(self.codes(peer.receive()), ["welcome", "internal"])
+            self.assertTrue(peer.closed)
+            self.assertEqual(len(self.flushLoggedErrors(kind)), 1)
+
+    def test_too_slow(self) -> None:
+        self.meet = self.wait
+        server = self.server(limits=Limits(handler_timeout=5))
+        peer = self.peer(server)
+        peer.send(PING)
+        server.advance(4.9)
+        self.assertEqual((peer.receive(), self.cancelled), ([], 0))
+        server.advance(0.3)
+        [error] = peer.receive()
+        self.assertEqual((error["code"], error["fatal"]), ("timeout", True))
+        self.assertTrue(peer.closed)
+        self.assertEqual(self.cancelled, 1)
+        self.assertEqual(self.lines("on_connect"), [])
+        peer.close()
+        self.assertEqual(self.ends(peer), ["closed_by_handler"])
+
+    def test_too_slow_and_not_to_be_stopped(self) -> None:
+        """What it does when it is cancelled, and later, is not for the client any more."""
+
+        async def stubborn(session: Any) -> None:
+            for _ in range(2):
+                try:
+                    await self.wait(session)
+                except CancelledError:
+                    session.send({"type": "still here"})
+            raise KeyError
+
+        async def done(session: Any) -> None:
+            with contextlib.suppress(CancelledError):
+                await self.wait(session)
+
+        for meet, faults in ((stubborn, 1), (done, 0)):
+            self.meet = meet
+            server = self.server(limits=Limits(handler_timeout=5))
+            peer = self.peer(server)
+            peer.send(PING)
+            server.advance(5.2)
+            self.assertEqual(self.codes(peer.receive()), ["timeout"])
+            self.assertTrue(peer.closed)
+            server.advance(10)
+            self.assertEqual(peer.receive(), [])
+            peer.close()
+            self.assertEqual(server.factory.stats.disconnects, {"closed_by_handler": 1})
+            self.assertEqual(len(self.flushLoggedErrors(KeyError)), faults)
+
+    def test_a_fault_of_one_who_is_gone(self) -> None:
+        """It is told to the author, if to nobody else; being cancelled is none."""
+
+        async def meet(session: Any) -> None:
+            try:
+                await self.wait(session)
+            except CancelledError:
+                raise KeyError from None
+
+        for meeting, count in ((meet, 1), (self.wait, 0)):
+            self.meet = meeting
+            server = self.server()
+            peer = self.peer(server)
+            peer.close()
+            self.assertEqual(len(self.lines("on_connect failed for 127.0.0.1:50000, who is gone")), count)
+            self.assertEqual(len(self.flushLoggedErrors(KeyError)), count)
+            self.events.clear()
+
+    def test_it_leaves_meanwhile(self) -> None:
+        """The hook is cancelled before the other is called; what the client sent is not handled."""
+
+        async def meet(session: Any) -> None:
+            try:
+                await self.wait(session)
+            finally:
+                self.seen.append("cancelled")
+
+        for leave, code in ((Peer.close, "client_closed"), (Peer.reset, "connection_lost")):
+            self.seen.clear()
+            self.meet = meet
+            server = self.server()
+            peer = self.peer(server)
+            peer.send(cast("never"), PING)
+            leave(peer)
+            client_id = peer.connection.client_id
+            self.assertEqual(
+                self.seen, [("connect", client_id), "cancelled", ("disconnect", client_id, code)]
+            )
+            self.assertEqual(server.factory.stats.messages_in, 0)
+            server.advance(100)
+            self.assertEqual(len(self.seen), 3)
+
+    def test_it_is_closed_meanwhile(self) -> None:
+        """By the hook itself, before or behind a wait, or by somebody else."""
+
+        def at_once(session: Any) -> None:
+            session.send({"type": "bye"})
+            session.close()
+            session.send({"type": "never"})
+
+        async def and_waits(session: Any) -> None:
+            at_once(session)
+            await self.wait(session)
+            self.seen.append("never")
+
+        async def behind_a_wait(session: Any) -> None:
+            await self.wait(session)
+            at_once(session)
+
+        def by_another(session: Any) -> Any:
+            waiting = self.wait(session)
+            server.clock.callLater(0, at_once, session)
+            return waiting
+
+        for meet in (at_once, and_waits, behind_a_wait, by_another):
+            self.seen.clear()
+            self.waiting.clear()
+            self.meet = meet
+            server = self.server(limits=Limits(handler_timeout=5))
+            peer = server.connect()
+            if meet is behind_a_wait:
+                self.go_on()
+            peer.send(PING)
+            self.assertEqual(self.codes(peer.receive()), ["welcome", "bye"], meet)
+            self.assertTrue(peer.closed)
+            peer.close()
+            server.advance(10)
+            self.assertEqual([what for what, *_ in self.seen], ["connect", "disconnect"])
+            self.assertEqual(self.ends(peer), ["closed_by_handler"])
+            self.assertEqual(server.factory.stats.disconnects, {"closed_by_handler": 1})
+            server.stop()
+            self.assertEqual(server.clock.getDelayedCalls(), [])
+
+    def test_closed_by_the_hook_in_the_turn_of_the_login(self) -> None:
+        self.meet = lambda session: session.close()
+        server = self.server(checkers=[checker()])
+        peer = self.peer(server)
+        self.assertEqual(self.codes(self.ask(peer, auth(), PING)), ["auth_result"])
+        self.assertTrue(peer.closed)
+
+    def test_a_full_queue_meanwhile(self) -> None:
+        self.meet = self.wait
+        server = self.server(limits=Limits(max_queue=10_000))
+        peer = self.peer(server)
+        peer.stop_reading()
+        for _ in range(20):
+            server.factory.broadcast({"type": "news", "text": "x" * 1000})
+        peer.start_reading()
+        self.assertEqual(self.codes(peer.receive())[-1], "slow_consumer")
+        self.assertTrue(peer.closed)
+        self.assertEqual(self.cancelled, 1)
+        peer.close()
+        self.assertEqual(self.ends(peer), ["slow_consumer"])
+
+    def test_the_server_goes_away_meanwhile(self) -> None:
+        """It is told behind what it had sent by then."""
+        self.meet = self.wait
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(echo(1), echo(2))
+        server.stop()
+        drained: list[None] = []
+        server.factory.drain().addCallback(drained.append)
+        peer.send(echo(3, id=3))
+        server.advance(0.5)
+        self.assertEqual(peer.receive(), [])
+        self.go_on()
+        server.settle()
+        self.assertEqual(
+            self.codes(peer.receive()), ["echo_response", "echo_response", "going_away", "going_away"]
+        )
+        server.advance(1)
+        self.assertTrue(peer.closed)
+        peer.close()
+        self.assertEqual((drained, self.ends(peer)), ([None], ["going_away"]))
+
+    def test_the_server_goes_away_and_it_is_refused(self) -> None:
+        async def meet(session: Any) -> None:
+            await self.wait(session)
+            raise Forbidden
+
+        self.meet = meet
+        server = self.server()
+        peer = self.peer(server)
+        server.stop()
+        server.factory.drain()
+        server.advance(2)
+        self.assertFalse(peer.closed)
+        self.go_on()
+        self.assertEqual(self.codes(peer.receive()), ["forbidden"])
+        self.assertTrue(peer.closed)
+
+    def test_the_grace_period_is_over_meanwhile(self) -> None:
+        self.meet = self.wait
+        server = self.server(limits=Limits(grace=5))
+        peer = self.peer(server)
+        server.stop()
+        server.factory.drain()
+        server.advance(5.1)
+        self.assertTrue(peer.aborted)
+        peer.reset()
+        self.assertEqual((self.ends(peer), self.cancelled), (["going_away"], 1))
+
+    def test_a_login_while_the_server_goes_away(self) -> None:
+        self.meet = self.wait
+        slow = SlowChecker()
+        server = self.server(checkers=[slow])
+        peer = self.peer(server)
+        peer.send(auth())
+        server.stop()
+        server.factory.drain()
+        slow.accept()
+        self.assertEqual(self.codes(peer.receive()), ["auth_result"])
+        self.go_on()
+        self.assertEqual(self.codes(peer.receive()), ["going_away"])
+        server.advance(1)
+        peer.close()
+        self.assertEqual(self.ends(peer), ["going_away"])
+
+    def test_no_handler_runs_behind_the_end(self) -> None:
+        """They are cancelled before, and what it sent in its last moment was handled."""
+        server = self.server()
+        peer = self.peer(server)
+
+        async def act(session: Any, message: Do) -> None:
+            try:
+                await Deferred()
+            finally:
+                self.seen.append(message.n)
+
+        self.act = act
+        peer.send(do(1), do(2))
+        self.act = lambda session, message: self.seen.append(message.n)
+        peer.connection.pauseProducing()
+        peer.connection.dataReceived(raw(*(do(n) for n in range(3, 700))))
+        peer.connection.release_now(Hold.PAUSED)
+        peer.close()
+        *others, (last, _, code) = self.seen[1:]
+        self.assertEqual((last, code), ("disconnect", "client_closed"))
+        self.assertEqual(sorted(others), list(range(1, 700)))
+
+    def test_what_can_still_be_done_then(self) -> None:
+        """The others can be told; with itself nothing can be done any more."""
+        told: list[Any] = []
+
+        def leave(session: Any) -> None:
+            self.assertNotIn(session, session.server.sessions)
+            session.send({"type": "never"})
+            session.close()
+            told.append(session.broadcast({"type": "left", "who": session.client_id}))
+            told.append(session.server.broadcast({"type": "never"}, to=[session]))
+
+        router = Router()
+        router.on_disconnect(leave)
+        server = MemoryServer(routers=[router])
+        self.addCleanup(server.stop)
+        other, peer = self.peer(server), self.peer(server)
+        peer.close()
+        self.assertEqual(told, [1, 0])
+        self.assertEqual([message["who"] for message in other.receive()], [peer.connection.client_id])
+        self.assertEqual(peer.receive(), [])
+
+    def test_reasons(self) -> None:
+        """One for each way in which a client that was served can end."""
+        act: dict[int, Callable[[Any], Any]] = {1: lambda session: session.close()}
+        self.act = lambda session, message: act[message.n](session)
+        limits = Limits(heartbeat=5, idle_timeout=50, frame_timeout=3, max_length=1000)
+        for code in (
+            "client_closed",
+            "connection_lost",
+            "closed_by_handler",
+            "too_large",
+            "frame_timeout",
+            "idle_timeout",
+            "heartbeat_timeout",
+            "going_away",
+        ):
+            self.seen.clear()
+            server = self.server(limits=limits)
+            peer = self.peer(server)
+            if code == "closed_by_handler":
+                peer.send(do(1))
+            elif code == "too_large":
+                peer.send_bytes(b"\0\0\x10\0")
+            elif code == "frame_timeout":
+                peer.send_bytes(b"\0")
+                server.advance(5)
+            elif code == "idle_timeout":
+                server.advance(63)
+            elif code == "heartbeat_timeout":
+                peer.send(HELLO)
+                server.advance(16)
+            elif code == "going_away":
+                server.factory.drain()
+                server.advance(2)
+            self.assertEqual(self.ends(peer), [])
+            if code == "connection_lost":
+                peer.reset()
+            else:
+                peer.close()
+            self.assertEqual(self.ends(peer), [code])
+            self.assertEqual(server.factory.stats.disconnects, {code: 1})
+
+
+class IntroductionSocketTests(SocketCase):
+    """Over TLS, behind a proxy, and with a half-closed client."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seen: list[Any] = []
+        self.waiting: Deferred[Any] = Deferred()
+        self.hooks = Router()
+
+        @self.hooks.on_connect
+        def meet(session: Any) -> Any:
+            self.seen.append((session.client_id, session.user))
+            return self.waiting
+
+        @self.hooks.on_disconnect
+        def leave(session: Any) -> None:
+            self.seen.append(session.reason)
+
+    def factory(self, *, checkers: Any = (), allow_plain: bool = False, **options: Any) -> Any:
+        factory = super().factory(checkers=checkers, allow_plain=allow_plain, **options)
+        return TCPJSONServerFactory(
+            self.loop, routers=[self.hooks], authenticator=factory.authenticator, **options
+        )
+
+    def waits(self, wire: Wire, *before: str) -> None:
+        """It has got these, and what it sends waits until it is let in."""
+        self.assertEqual(self.codes(self.messages(wire)), list(before))
+        wire.send(raw(echo(1)))
+        wire.send(raw(echo(2), echo(3)))
+        self.assertEqual(self.messages(wire), [])
+        self.waiting.callback(None)
+        self.loop.settle()
+        self.assertEqual(contents(self.messages(wire)), [1, 2, 3])
+        wire.send(raw(PING))
+        self.assertEqual(self.codes(self.messages(wire)), ["pong"])
+
+    def test_in_the_clear(self) -> None:
+        wire = self.wire(self.factory())
+        self.waits(wire, "welcome")
+        wire.close()
+        self.assertEqual(self.seen[1:], ["client_closed"])
+
+    def test_behind_the_handshake(self) -> None:
+        """What came with the end of the handshake waits, too."""
+        factory = self.factory()
+        wire = self.silent(tls_factory(factory, self.loop), TLSWire)
+        self.assertEqual(self.seen, [])
+        wire.shake_hands()
+        self.assertEqual(len(self.seen), 1)
+        self.waits(wire, "welcome")
+        wire.close()
+        self.assertEqual(self.seen[1:], ["connection_lost"])
+
+    def test_no_handshake(self) -> None:
+        factory = self.factory()
+        self.silent(tls_factory(factory, self.loop), TLSWire).close()
+        self.silent(proxied(factory)).close()
+        self.loop.settle()
+        self.assertEqual(factory.stats.disconnects, {"handshake_failed": 2})
+        self.assertEqual(self.seen, [])
+
+    def test_behind_the_header(self) -> None:
+        """With requests in the same read."""
+        factory = self.factory()
+        wire = self.silent(proxied(factory))
+        wire.send(header() + raw(echo(0)))
+        self.assertEqual(self.seen, [("192.0.2.1:4711", None)])
+        self.assertEqual(self.codes(self.messages(wire)), ["welcome"])
+        self.waiting.callback(None)
+        self.loop.settle()
+        self.assertEqual(contents(self.messages(wire)), [0])
+        wire.close()
+        self.assertEqual(self.seen[1:], ["client_closed"])
+
+    def test_behind_a_login(self) -> None:
+        factory = self.factory(checkers=[checker()])
+        wire = self.wire(factory, tls=True)
+        wire.send(raw(auth()))
+        self.assertEqual([user for _, user in self.seen], ["ann"])
+        self.waits(wire, "welcome", "auth_result")
+
+    def test_behind_a_client_certificate(self) -> None:
+        factory = self.factory(checkers=[checker()])
+        wire = self.silent(mutual_tls_factory(factory, self.loop), TLSWire)
+        with_certificate(wire)
+        wire.shake_hands()
+        self.assertEqual([user for _, user in self.seen], ["bob"])
+        self.waits(wire, "welcome")
+
+    def test_half_closed_meanwhile(self) -> None:
+        """It gets the answers to what it sent before."""
+        factory = self.factory()
+        wire = self.wire(factory)
+        wire.send(raw(echo(1), echo(2)))
+        # Who reads nothing sees no end: that is seen when the hook is done.
+        wire.end()
+        self.assertEqual(self.codes(self.messages(wire)), ["welcome"])
+        self.waiting.callback(None)
+        self.loop.settle()
+        self.assertEqual(contents(self.messages(wire)), [1, 2])
+        self.assertTrue(wire.ended)
+        wire.close()
+        self.assertEqual(self.seen[1:], ["client_closed"])
+
+    def test_gone_meanwhile(self) -> None:
+        """It is noticed when something is sent to it; and when the hook takes too long."""
+        factory = self.factory()
+        for tls in (False, True):
+            self.waiting = Deferred()
+            self.wire(factory, tls=tls).close()
+        self.assertEqual(factory.broadcast({"type": "news"}), 2)
+        factory.broadcast({"type": "news"})
+        self.advance(33)
+        self.assertEqual(len(self.seen), 4)
+        self.assertEqual(factory.connections, set())
+
+    def test_an_error_arrives(self) -> None:
+        """Though much is unread that the client sent meanwhile."""
+        for tls in (False, True):
+            self.waiting = Deferred()
+            factory = self.factory()
+            wire = self.wire(factory, tls=tls)
+            wire.send(raw(*(echo(n) for n in range(1000))))
+            self.waiting.errback(Failure(Forbidden("full")))
+            self.loop.settle()
+            welcome, error = self.messages(wire)
+            self.assertEqual((welcome["type"], error["code"], error["fatal"]), ("welcome", "forbidden", True))
+            # Over TLS our side ends behind the peer's close_notify.
+            self.assertEqual(wire.ended, not tls)

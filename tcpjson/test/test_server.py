@@ -7,33 +7,41 @@ import gc
 import json
 import socket
 import struct
+import sys
 import weakref
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
+from types import FunctionType, ModuleType
 from typing import Any, ClassVar
 
+from hypothesis import strategies as st
 from msgspec import Raw
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import Interface, implementer
 
-from tcpjson import Limits, Message, Router, __version__
+from tcpjson import Limits, Message, Router, __version__, connection, exchange, lifecycle
 from tcpjson.auth import ITokenCredentials
 from tcpjson.connection import Connection
 from tcpjson.core import compression
 from tcpjson.core.compression import deflate, inflate
 from tcpjson.core.errors import CODES, Forbidden, GoingAway, ProtocolError, SlowConsumer
 from tcpjson.core.framing import COMPRESSED, frame
-from tcpjson.core.messages import Answer, EchoResponse, Error, Ping
+from tcpjson.core.messages import Answer, Echo, EchoResponse, Error, Ping, Text
+from tcpjson.handlers import Recipients
+from tcpjson.lifecycle import StartFailed
 from tcpjson.server import TCPJSONServerFactory
+from tcpjson.test.hypo import given
 from tcpjson.test.wires import Loop, TLSWire, Wire, attach, connect, run_due, socket_pair, tls_factory
 from tcpjson.testing import MemoryServer, Peer
 from tcpjson.vectors import strict_json
@@ -1483,6 +1491,7 @@ class HandlerLimitTests(Case):
         peer.send(do(1), do(2, id=2))
         self.slow[1].errback(SlowConsumer("enough"))
         self.assertTypes(peer.receive(), "slow_consumer")
+        server.settle()
         self.assertEqual(self.cancelled, [1])
         self.assertTrue(peer.closed)
 
@@ -2835,3 +2844,803 @@ class FactoryTests(Case):
     def test_connection_is_a_session(self) -> None:
         connection: Connection = self.peer(self.server()).connection
         self.assertIs(type(connection), Connection)
+
+
+class SomeTests(Case):
+    """`broadcast(..., to=...)`, and the server's own."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.memory = self.server()
+        self.peers = [self.peer(self.memory) for _ in range(4)]
+        self.sessions = [peer.connection for peer in self.peers]
+
+    def heard(self) -> list[list[Any]]:
+        """What each has got."""
+        return [ns(peer.receive()) for peer in self.peers]
+
+    def told(self, *numbers: int) -> list[Any]:
+        return [self.sessions[number] for number in numbers]
+
+    def test_outside_of_turns(self) -> None:
+        one, two, *_ = self.sessions
+        factory = self.memory.factory
+        for send, recipients, expected in (
+            (lambda to: one.broadcast({"type": "n", "n": 1}, to=to), 2, [[], [1], [1], []]),
+            (lambda to: factory.broadcast({"type": "n", "n": 1}, to=to), 3, [[1], [1], [1], []]),
+        ):
+            came = send(self.told(0, 1, 2))
+            self.assertEqual((came, type(came).__name__), (recipients, "Recipients"))
+            self.assertEqual(self.heard(), expected)
+        self.assertEqual(factory.broadcast({"type": "n", "n": 2}), 4)
+        self.assertEqual(self.heard(), [[2]] * 4)
+        self.assertEqual(one.broadcast({"type": "n", "n": 3}, to=iter(self.told(1))), 1)
+        self.assertEqual(self.heard(), [[], [3], [], []])
+        self.assertEqual(two.broadcast({"type": "n", "n": 4}, to=self.told(2, 2, 2)), 1)
+        self.assertEqual(self.heard(), [[], [], [4], []])
+
+    def test_nobody(self) -> None:
+        one = self.sessions[0]
+        before = self.memory.factory.stats.messages_out
+        nobody: list[Any] = [[], (), {}, set(), iter([]), self.told(0)]
+        for to in nobody:
+            self.assertEqual(one.broadcast({"type": "n", "n": 1}, to=to), 0)
+        self.assertEqual(self.memory.factory.broadcast({"type": "n", "n": 1}, to=[]), 0)
+        self.assertEqual(self.heard(), [[]] * 4)
+        self.assertEqual(self.memory.factory.stats.messages_out, before)
+
+    def test_any_collection(self) -> None:
+        """A room is a set, a list, a dict's keys; it does not change."""
+        one = self.sessions[0]
+        for make in (list, tuple, set, frozenset, dict.fromkeys, iter, lambda told: (each for each in told)):
+            room: Any = make(self.told(1, 3))
+            self.assertEqual(one.broadcast({"type": "n", "n": 1}, to=room), 2)
+            self.assertEqual(self.heard(), [[], [1], [], [1]])
+        room = set(self.told(0, 1))
+        one.broadcast({"type": "n"}, to=room)
+        self.assertEqual(room, set(self.told(0, 1)))
+
+    def test_those_who_are_gone(self) -> None:
+        """Also those who are half gone, and those of another server."""
+        one = self.sessions[0]
+        self.peers[1].close()
+        self.sessions[2].close()
+        other = self.peer(self.server()).connection
+        room = [*self.told(1, 2, 3), other]
+        self.assertEqual(one.broadcast({"type": "n", "n": 1}, to=room), 1)
+        self.assertEqual(self.heard(), [[], [], [], [1]])
+        self.assertEqual(self.memory.factory.broadcast({"type": "n", "n": 1}, to=room), 1)
+
+    def test_by_one_who_is_gone(self) -> None:
+        self.peers[0].close()
+        self.assertEqual(self.sessions[0].broadcast({"type": "n", "n": 1}, to=self.told(0, 1)), 1)
+        self.assertEqual(self.heard(), [[], [1], [], []])
+
+    def test_what_cannot_be_sent(self) -> None:
+        one = self.sessions[0]
+        strange: Any = [{"type": "n", "x": object()}, {"no": "type"}, {"type": 3}]
+        for message in strange:
+            for to in (None, self.told(1)):
+                for send in (one.broadcast, self.memory.factory.broadcast):
+                    self.assertRaises((TypeError, ValueError), send, message, to=to)
+        nobodies: Any = (7, [[]])
+        for wrong in nobodies:
+            self.assertRaises(TypeError, one.broadcast, {"type": "n"}, to=wrong)
+        self.assertEqual(self.heard(), [[]] * 4)
+
+    def test_in_a_turn(self) -> None:
+        """Each gets what is for it in the order of the calls, the answers of its own turn among it."""
+        _, two, three, _ = self.sessions
+        server = self.memory.factory
+
+        def act(session: Any, message: Do) -> Any:
+            numbers = iter(range(20))
+
+            def n() -> dict[str, Any]:
+                return {"type": "n", "n": next(numbers)}
+
+            session.send(n())
+            session.broadcast(n())
+            session.broadcast(n(), to=self.told(1))
+            server.broadcast(n())
+            two.send(n())
+            two.broadcast(n())
+            session.broadcast(n())
+            server.broadcast(n(), to=self.told(0, 2))
+            session.send(n())
+            three.broadcast(n(), to=self.told(0, 1, 2))
+            return {"type": "n", "n": 99}
+
+        self.act = act
+        self.peers[0].send(do())
+        self.assertEqual(
+            self.heard(),
+            [[0, 3, 5, 7, 8, 9, 99], [1, 2, 3, 4, 6, 9], [1, 3, 5, 6, 7], [1, 3, 5, 6]],
+        )
+
+    def test_answers_before_it_are_not_overtaken(self) -> None:
+        """A sender hears of its own requests in their order, whoever speaks to it meanwhile."""
+        self.act = lambda session, message: session.server.broadcast({"type": "n", "n": message.n}) and None
+        peer = self.peers[0]
+        peer.send(echo("a"), do(1), echo("b"), do(2), echo("c"))
+        self.assertTypes(peer.receive(), "echo_response", "n", "echo_response", "n", "echo_response")
+
+    def test_sessions(self) -> None:
+        server = self.memory.factory
+        before = server.sessions
+        self.assertEqual(set(before), set(self.sessions))
+        self.peers[0].close()
+        self.assertEqual(set(server.sessions), set(self.sessions[1:]))
+        self.assertEqual(len(before), 4)
+        self.assertIs(self.sessions[1].server, server)
+        self.assertIs(server.clock, self.memory.clock)
+
+    def test_the_time_of_a_turn(self) -> None:
+        """All that is sent in one turn has one time."""
+        server = self.memory.factory
+
+        def act(session: Any, message: Do) -> None:
+            self.memory.clock.rightNow += 1
+            server.broadcast({"type": "n"})
+
+        self.act = act
+        self.peers[0].send(do())
+        self.assertEqual(self.peers[1].receive()[0]["timestamp"], "2024-01-01T12:00:00.000Z")
+        server.broadcast({"type": "n"})
+        self.assertEqual(self.peers[1].receive()[0]["timestamp"], "2024-01-01T12:00:01.000Z")
+
+    def test_what_waits(self) -> None:
+        """`waiting` tells how much."""
+        one = self.sessions[0]
+        self.assertEqual(one.waiting, 0)
+        self.peers[0].stop_reading()
+        one.send({"type": "n"})
+        waiting = one.waiting
+        self.assertGreater(waiting, 0)
+        self.memory.factory.broadcast({"type": "n"})
+        self.assertEqual(one.waiting, 2 * waiting)
+        self.peers[0].start_reading()
+        self.assertEqual(one.waiting, 0)
+
+    def test_a_room_with_some_who_do_not_read(self) -> None:
+        """Only these end."""
+        limits = Limits(max_queue=50_000)
+        memory = self.server(limits=limits)
+        room = [self.peer(memory) for _ in range(200)]
+        slow = room[::10]
+        for peer in slow:
+            peer.stop_reading()
+        members = [peer.connection for peer in room]
+
+        def act(session: Any, message: Do) -> Any:
+            return {"type": "done", "n": session.broadcast({"type": "n", "x": "x" * 1000}, to=members)}
+
+        self.act = act
+        sender = room[1]
+        for _ in range(100):
+            sender.send(do())
+        for peer in slow:
+            peer.start_reading()
+        for peer in room:
+            messages = peer.receive()
+            if peer in slow:
+                self.assertEqual(messages[-1]["code"], "slow_consumer")
+                self.assertTrue(peer.closed)
+            else:
+                self.assertEqual(len(messages), 100)
+                self.assertFalse(peer.closed)
+                if peer is sender:
+                    counts = ns(messages)
+                    self.assertEqual((counts[0], counts[-1]), (199, 179))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a handler's, or of somebody's outside of any turn: who sends to whom."""
+
+    what: str
+    by: int
+    to: frozenset[int]
+    size: int
+
+
+def calls(peers: int) -> st.SearchStrategy[Call]:
+    return st.builds(
+        Call,
+        st.sampled_from(["send", "broadcast", "some", "all", "server", "reply"]),
+        st.integers(0, peers - 1),
+        st.frozensets(st.integers(0, peers - 1), max_size=peers),
+        st.sampled_from([0, 2000]),
+    )
+
+
+class DeliveryModelTests(Case):
+    """Sends and broadcasts of all kinds, mixed, in turns and outside, to all kinds of clients."""
+
+    PEERS = 5
+
+    @given(
+        st.lists(
+            st.tuples(st.integers(-1, PEERS - 1), st.lists(calls(PEERS), max_size=6)), min_size=1, max_size=5
+        ),
+        st.frozensets(st.integers(0, PEERS - 1)),
+        st.frozensets(st.integers(0, PEERS - 1)),
+    )
+    def test_order_and_counts(
+        self,
+        turns: list[tuple[int, list[Call]]],
+        compressing: frozenset[int],
+        slow: frozenset[int],
+    ) -> None:
+        """
+        Each client gets what is for it in the order of the calls, and nothing else; recipients, and the
+        statistics, are what came out of the other ends.
+        """
+        memory = self.server()
+        peers = [self.peer(memory) for _ in range(self.PEERS)]
+        sessions: list[Any] = [peer.connection for peer in peers]
+        for number in compressing:
+            peers[number].send({"type": "hello", "compression": ["zlib"]})
+            peers[number].receive()
+        for number in slow:
+            peers[number].stop_reading()
+        stats = memory.factory.stats
+        before = stats.messages_out, stats.bytes_out, stats.deliveries
+        expected: list[list[int]] = [[] for _ in peers]
+        serial = iter(range(10_000))
+        delivered = 0
+
+        def do_all(current: int, planned: list[Call]) -> None:
+            nonlocal delivered
+            for call in planned:
+                number = next(serial)
+                message = {"type": "n", "n": number, "x": "x" * call.size}
+                sender = sessions[call.by]
+                everybody = set(range(self.PEERS))
+                told: set[int]
+                if call.what == "send" or (call.what == "reply" and current < 0):
+                    told = {call.by}
+                    sender.send(message)
+                elif call.what == "reply":
+                    told = {current}
+                    sessions[current].send(message)
+                else:
+                    members = [sessions[each] for each in sorted(call.to)]
+                    if call.what == "broadcast":
+                        told = everybody - {call.by}
+                        came = sender.broadcast(message)
+                    elif call.what == "some":
+                        told = set(call.to) - {call.by}
+                        came = sender.broadcast(message, to=members)
+                    elif call.what == "all":
+                        told = everybody
+                        came = memory.factory.broadcast(message)
+                    else:
+                        told = set(call.to)
+                        came = memory.factory.broadcast(message, to=iter(members))
+                    self.assertEqual(came, len(told))
+                    delivered += len(told)
+                for each in told:
+                    expected[each].append(number)
+
+        for current, planned in turns:
+            if current < 0:
+                do_all(current, planned)
+                continue
+
+            def act(session: Any, message: Do, current: int = current, planned: Any = planned) -> Any:
+                do_all(current, planned)
+                expected[current].append(-1)
+                return {"type": "n", "n": -1}
+
+            self.act = act
+            peers[current].send(do())
+        for peer in peers:
+            peer.start_reading()
+        bytes_out = sum(len(peer.transport.value()) for peer in peers)
+        received = [ns(peer.receive()) for peer in peers]
+        self.assertEqual(received, expected)
+        self.assertEqual(
+            (stats.messages_out - before[0], stats.bytes_out - before[1], stats.deliveries - before[2]),
+            (sum(map(len, received)), bytes_out, delivered),
+        )
+        for peer, messages in zip(peers, received, strict=True):
+            connection = peer.connection
+            # With `welcome`, and where it was said, `hello_response`.
+            greetings = 1 + (peers.index(peer) in compressing)
+            self.assertEqual(connection.messages_out, len(messages) + greetings)
+
+
+class MiddlewareTests(Case):
+    """Around the messages of clients that are served."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seen: list[str] = []
+
+    def around(self, *middlewares: Callable[..., Any], **options: Any) -> MemoryServer:
+        router = Router()
+        router.add(Do, lambda session, message: self.act(session, message))
+        for middleware in middlewares:
+            router.middleware(middleware)
+        server = MemoryServer(routers=[router], **options)
+        self.addCleanup(server.stop)
+        return server
+
+    def plain(self, session: Any, message: Any, handle: Any) -> Any:
+        self.seen.append(type(message).__name__)
+        return handle(session, message)
+
+    async def waiting(self, session: Any, message: Any, handle: Any) -> Any:
+        self.seen.append(type(message).__name__)
+        return await handle(session, message)
+
+    def test_all_messages_of_clients(self) -> None:
+        self.act = lambda session, message: {"type": "done"}
+        requests = [
+            {"type": "ping"},
+            echo("x"),
+            cast("x"),
+            {"type": "get_stats"},
+            do(),
+            {"type": "nobody"},
+            {"no": "type"},
+        ]
+        answers = ["pong", "echo_response", "broadcast_sent", "server_stats", "done", "response", "response"]
+        names = ["Ping", "Echo", "Broadcast", "GetStats", "Do", "Custom", "Custom", "Text", "Text"]
+        for middleware in (self.plain, self.waiting):
+            self.seen.clear()
+            server = self.around(middleware)
+            peer = self.peer(server)
+            peer.send_payload(*(json.dumps(each).encode() for each in requests), b"text", b"[1]")
+            self.assertTypes(peer.receive(), *answers, "echo", "echo")
+            self.assertEqual(self.seen, names)
+
+    def test_what_belongs_to_the_protocol(self) -> None:
+        for middleware in (self.plain, self.waiting):
+            server = self.around(middleware, checkers=[TokenAlways()])
+            peer = self.peer(server)
+            peer.send({"type": "hello", "heartbeat": True}, {"type": "ping"}, echo("x"))
+            peer.send({"type": "auth", "mechanism": "token", "token": "t"})
+            peer.send_payload(b'{"type":"pong"}', b"", b"{", b'{"type":"echo","content":1e999}', b"\xff")
+            self.assertTypes(
+                peer.receive(),
+                *("hello_response", "pong", "unauthenticated", "auth_result"),
+                *("bad_frame", "bad_json", "bad_json", "bad_json"),
+            )
+            self.assertEqual(self.seen, [])
+
+    def test_it_refuses(self) -> None:
+        """The error carries the `id`, and the handler is not called."""
+
+        def refuses(session: Any, message: Any, handle: Any) -> Any:
+            if isinstance(message, Do):
+                raise Forbidden("not you")
+            return handle(session, message)
+
+        def returns(session: Any, message: Any, handle: Any) -> Any:
+            return Forbidden("not you") if isinstance(message, Do) else handle(session, message)
+
+        async def waits(session: Any, message: Any, handle: Any) -> Any:
+            await succeed(None)
+            return await refuses_async(session, message, handle)
+
+        async def refuses_async(session: Any, message: Any, handle: Any) -> Any:
+            if isinstance(message, Do):
+                raise Forbidden("not you")
+            return await handle(session, message)
+
+        self.act = lambda session, message: self.seen.append("handled")
+        for middleware in (refuses, returns, waits):
+            peer = self.peer(self.around(middleware))
+            peer.send(do(id=7), {"type": "ping", "id": 8})
+            error, pong = peer.receive()
+            self.assertEqual(
+                (error["code"], error["id"], error["message"], error["fatal"]),
+                ("forbidden", 7, "not you", False),
+            )
+            self.assertEqual((pong["type"], pong["id"]), ("pong", 8))
+        self.assertEqual(self.seen, [])
+
+    def test_it_fails(self) -> None:
+        def fails(session: Any, message: Any, handle: Any) -> Any:
+            raise KeyError("secret")
+
+        async def fails_late(session: Any, message: Any, handle: Any) -> Any:
+            await handle(session, message)
+            raise KeyError("secret")
+
+        for middleware in (fails, fails_late):
+            peer = self.peer(self.around(middleware))
+            peer.send(echo("x", id=7))
+            [error] = peer.receive()
+            self.assertEqual((error["code"], error["id"]), ("internal", 7))
+            self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_it_changes_what_it_likes(self) -> None:
+        """The message, and the answer; the `id` of the reply is that of the request."""
+
+        def changes(session: Any, message: Any, handle: Any) -> Any:
+            if isinstance(message, Echo):
+                answer = handle(session, Echo(content=Raw(b'"changed"')))
+                return {"type": "instead", "content": json.loads(bytes(answer.content))}
+            if isinstance(message, Ping):
+                return [handle(session, message) for _ in range(2)][1]
+            return {"type": "nothing"} if isinstance(message, Text) else None
+
+        peer = self.peer(self.around(changes))
+        peer.send_payload(
+            b'{"type":"echo","content":"x","id":1}', b'{"type":"ping","id":2}', b"text", b'{"type":"do"}'
+        )
+        changed, pong, nothing = peer.receive()
+        self.assertEqual((changed["type"], changed["content"], changed["id"]), ("instead", "changed", 1))
+        self.assertEqual((pong["type"], pong["id"]), ("pong", 2))
+        self.assertEqual(nothing["type"], "nothing")
+
+    def test_calling_the_handler_twice(self) -> None:
+        async def twice(session: Any, message: Any, handle: Any) -> Any:
+            await handle(session, message)
+            return await handle(session, message)
+
+        self.act = lambda session, message: self.seen.append("handled")
+        server = self.around(twice)
+        peer, other = self.peer(server), self.peer(server)
+        peer.send(do(), cast("x"))
+        self.assertEqual(self.seen, ["handled"] * 2)
+        self.assertEqual(contents(other.receive()), ["x", "x"])
+
+    def test_order_of_replies(self) -> None:
+        """Those without `id` come in order, however long the middleware takes for each."""
+        waiting: list[Deferred[None]] = []
+
+        async def slow(session: Any, message: Any, handle: Any) -> Any:
+            if isinstance(message, Do):
+                waiting.append(Deferred())
+                await waiting[-1]
+            return await handle(session, message)
+
+        self.act = lambda session, message: {"type": "done", "n": message.n}
+        peer = self.peer(self.around(slow))
+        peer.send(do(1), {"type": "ping"}, do(2), echo("x"), do(3, id="a"), echo("y", id="b"))
+        self.assertTypes(peer.receive(), "echo_response")
+        waiting[2].callback(None)
+        waiting[1].callback(None)
+        self.assertTypes(peer.receive(), "done")
+        waiting[0].callback(None)
+        self.assertTypes(peer.receive(), "done", "pong", "done", "echo_response")
+
+    def test_the_bound_of_unfinished_handlers(self) -> None:
+        """It holds for what waits in a middleware, built-in messages too."""
+        waiting: list[Deferred[None]] = []
+
+        async def slow(session: Any, message: Any, handle: Any) -> Any:
+            waiting.append(Deferred())
+            await waiting[-1]
+            return await handle(session, message)
+
+        server = self.around(slow, limits=Limits(max_handlers=4))
+        peer = self.peer(server)
+        peer.send({"type": "hello"}, *({"type": "ping"} for _ in range(30)))
+        self.assertEqual(len(waiting), 4)
+        self.assertTypes(peer.receive(), "hello_response")
+        for count in range(30):
+            waiting[count].callback(None)
+            server.settle()
+            self.assertLessEqual(len(waiting) - count, 5)
+        self.assertTypes(peer.receive(), *["pong"] * 30)
+
+    def test_a_plain_one_does_not_wait(self) -> None:
+        """What it has a Deferred fire with must be an answer."""
+
+        def chains(session: Any, message: Any, handle: Any) -> Any:
+            return succeed(None).addCallback(lambda _: handle(session, message))
+
+        self.act = lambda session, message: Recipients(0)
+        peer = self.peer(self.around(chains))
+        peer.send({"type": "ping", "id": 1}, do(id=2))
+        pong, error = peer.receive()
+        self.assertEqual((pong["type"], pong["id"]), ("pong", 1))
+        self.assertEqual((error["code"], error["id"]), ("internal", 2))
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+
+    def test_it_takes_too_long(self) -> None:
+        async def slow(session: Any, message: Any, handle: Any) -> Any:
+            await Deferred()
+
+        server = self.around(slow, limits=Limits(handler_timeout=5))
+        peer = self.peer(server)
+        peer.send({"type": "ping", "id": 3})
+        server.advance(5.2)
+        [error] = peer.receive()
+        self.assertEqual((error["code"], error["id"]), ("timeout", 3))
+
+    def test_the_answers_of_async_ones_are_as_valid(self) -> None:
+        """To the last digit, and nothing that a strict parser refuses."""
+        numbers = b'[1.50,12345678901234567890e-3,"\\u00e9"]'
+        for middleware in (self.plain, self.waiting):
+            server = self.around(middleware)
+            peer, other = self.peer(server), self.peer(server)
+            for kind in (b"echo", b"broadcast", b"own"):
+                peer.send_payload(b'{"type":"%b","content":%b}' % (kind, numbers))
+                [payload] = peer.receive_payloads()
+                if kind != b"broadcast":
+                    self.assertIn(numbers, payload)
+                peer.send_payload(b'{"type":"%b","content":[1e999]}' % kind)
+                self.assertTypes(peer.receive(), "bad_json")
+            [payload] = other.receive_payloads()
+            self.assertIn(numbers, payload)
+
+    def test_after_the_client_is_told_to_leave(self) -> None:
+        server = self.around(self.plain)
+        peer = self.peer(server)
+        server.factory.drain()
+        peer.send({"type": "ping", "id": 1})
+        self.assertTypes(peer.receive(), "going_away", "going_away")
+        self.assertEqual(self.seen, [])
+
+    def test_one_that_keeps_messages(self) -> None:
+        """They stay what they were."""
+        kept: list[Any] = []
+
+        def keeps(session: Any, message: Any, handle: Any) -> Any:
+            kept.append(message)
+            return handle(session, message)
+
+        peer = self.peer(self.around(keeps))
+        peer.send(*(echo(n, id=n) for n in range(300)), *(do(n) for n in range(300)))
+        self.assertEqual([bytes(message.content) for message in kept[:300]], [b"%d" % n for n in range(300)])
+        self.assertEqual([message.id for message in kept[:300]], list(range(300)))
+        self.assertEqual([message.n for message in kept[300:]], list(range(300)))
+
+
+@implementer(ICredentialsChecker)
+class TokenAlways:
+    """Takes any token."""
+
+    credentialInterfaces: ClassVar[tuple[type[Interface], ...]] = (ITokenCredentials,)
+
+    def requestAvatarId(self, credentials: object) -> Deferred[bytes | tuple[()]]:
+        return succeed(b"ann")
+
+
+class LifecycleTests(Case):
+    """`on_start` and `on_stop`, and the whole of a server's life."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seen: list[Any] = []
+        self.router = Router()
+
+        @self.router.on_start
+        def start(server: Any) -> None:
+            self.seen.append(("start", server))
+
+        @self.router.on_stop
+        def stop(server: Any) -> None:
+            self.seen.append(("stop", server))
+
+    def test_before_the_first_and_after_the_last(self) -> None:
+        self.router.on_connect(lambda session: self.seen.append("connect"))
+        self.router.on_disconnect(lambda session: self.seen.append("disconnect"))
+        server = MemoryServer(routers=[self.router])
+        factory = server.factory
+        self.assertEqual(self.seen, [("start", factory)])
+        peer = self.peer(server)
+        server.stop()
+        self.assertEqual(self.seen[1:], ["connect"])
+        peer.close()
+        self.assertEqual(self.seen[1:], ["connect", "disconnect", ("stop", factory)])
+        self.assertEqual(server.clock.getDelayedCalls(), [])
+
+    def test_stopped_with_nobody_there(self) -> None:
+        server = MemoryServer(routers=[self.router])
+        self.peer(server).close()
+        server.stop()
+        self.assertEqual([what for what, _ in self.seen], ["start", "stop"])
+
+    def test_started_again(self) -> None:
+        server = MemoryServer(routers=[self.router])
+        for _ in range(2):
+            server.stop()
+            server.factory.doStart()
+        peer = self.peer(server)
+        peer.send(do())
+        server.stop()
+        server.factory.doStart()
+        # Somebody was there all the time.
+        server.stop()
+        peer.close()
+        self.assertEqual(
+            [what for what, _ in self.seen],
+            ["start", "stop", "start", "stop", "start", "start", "stop"],
+        )
+        self.assertEqual(server.clock.getDelayedCalls(), [])
+
+    def test_several_ports(self) -> None:
+        """The server starts with the first and stops with the last."""
+        server = MemoryServer(routers=[self.router])
+        server.factory.doStart()
+        server.stop()
+        self.assertEqual([what for what, _ in self.seen], ["start"])
+        server.stop()
+        self.assertEqual([what for what, _ in self.seen], ["start", "stop"])
+
+    def test_what_a_start_may_begin(self) -> None:
+        """A loop, say: the clock is there, and so are the broadcasts."""
+
+        @self.router.on_start
+        def begin(server: Any) -> None:
+            def tick() -> None:
+                self.seen.append(server.broadcast({"type": "tick"}))
+
+            server.clock.callLater(1, tick)
+
+        server = MemoryServer(routers=[self.router])
+        peer = self.peer(server)
+        server.advance(1)
+        self.assertEqual(self.seen[1:], [1])
+        self.assertTypes(peer.receive(), "tick")
+        server.stop()
+
+    def test_a_start_that_fails(self) -> None:
+        @self.router.on_start
+        def fails(server: Any) -> None:
+            raise KeyError("no such file")
+
+        error = self.assertRaises(StartFailed, MemoryServer, routers=[self.router])
+        self.assertIn("KeyError: 'no such file'", str(error))
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.assertEqual([what for what, _ in self.seen], ["start"])
+
+    def test_a_drain_is_over_before_what_is_left_to_do(self) -> None:
+        """And that is told by `settled`."""
+        waiting: Deferred[None] = Deferred()
+        self.router.on_disconnect(lambda session: waiting)
+        server = MemoryServer(routers=[self.router])
+        peer = self.peer(server)
+        server.stop()
+        results: list[str] = []
+        server.factory.drain().addCallback(lambda _: results.append("drained"))
+        server.advance(2)
+        peer.close()
+        server.factory.lifecycle.settled().addCallback(lambda _: results.append("settled"))
+        self.assertEqual(results, ["drained"])
+        waiting.callback(None)
+        self.assertEqual(results, ["drained", "settled"])
+        self.assertEqual([what for what, _ in self.seen], ["start", "stop"])
+
+
+class Wrong(Exception):
+    """What an application raises."""
+
+
+class Watched:
+    """Something of which can be told that nobody has it any more."""
+
+
+class Kept(Message, tag="kept"):
+    """A class that fails, and whose faults can be watched."""
+
+    content: str = ""
+
+    def __post_init__(self) -> None:
+        raise watched(Wrong())
+
+
+_watched: list[weakref.ref[Any]] = []
+
+
+def watched(thing: Any) -> Any:
+    """The thing itself."""
+    _watched.append(weakref.ref(thing))
+    return thing
+
+
+class KeepingTests(Case):
+    """What an application keeps, and what is let go of at once."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        # Those who read a log may keep what is in it.
+        nobody: Any = lambda event: None  # noqa: E731  # typed as no function can be
+        for module in (connection, exchange, lifecycle):
+            self.patch(module, "log", Logger(observer=nobody))
+
+    def test_sessions_that_are_kept(self) -> None:
+        """They hold no buffers."""
+        kept: list[Any] = []
+        router = Router()
+        router.on_disconnect(kept.append)
+        router.add(Do, lambda session, message: Deferred())
+        server = MemoryServer(routers=[router], limits=Limits(max_handlers=2))
+        self.addCleanup(server.stop)
+        long = "x" * 100_000
+        for number in range(4):
+            peer = self.peer(server)
+            peer.stop_reading()
+            peer.send(*(do(n) for n in range(3)))
+            peer.send(*(echo(long) for _ in range(5)))
+            peer.send_bytes(frame(json.dumps(echo(long)).encode())[:-1])
+            peer.connection.send({"type": "n", "x": long})
+            if number % 2:
+                peer.connection.close()
+            peer.close()
+            # What was between them is the test's own.
+            peer.connection.transport = None
+        self.assertEqual(len(kept), 4)
+        del peer
+        sizes = [sizes_of(session, stop=server.factory) for session in kept]
+        self.assertLess(max(sizes), 20_000)
+
+    def let_go(self, act: Callable[[], None]) -> None:
+        """All that is watched is gone when this is done, and not only when the collector has come by."""
+        _watched.clear()
+        gc.collect()
+        gc.disable()
+        try:
+            act()
+            self.assertEqual({ref() for ref in _watched}, {None})
+        finally:
+            gc.enable()
+
+    def test_hooks_and_middleware(self) -> None:
+        """What they had in hand is let go of with them, whatever comes of them."""
+
+        def fails(kind: str) -> None:
+            _here = watched(Watched())
+            if kind != "none":
+                raise {"refuses": Forbidden, "fails": Wrong}[kind]
+
+        async def waits(kind: str) -> None:
+            await succeed(None)
+            fails(kind)
+
+        for kind in ("none", "refuses", "fails"):
+            for function in (fails, waits):
+                for place in ("on_connect", "on_disconnect", "middleware", "handler"):
+                    router = Router()
+
+                    def hook(*_: object, function: Any = function, kind: str = kind) -> Any:
+                        return function(kind)
+
+                    if place == "handler":
+                        router.add(Do, hook)
+                    else:
+                        getattr(router, place)(hook)
+                    server = MemoryServer(routers=[router])
+
+                    def act(server: MemoryServer = server) -> None:
+                        peer = server.connect()
+                        peer.send(do())
+                        peer.close()
+
+                    self.let_go(act)
+                    self.assertEqual(len(_watched), 1)
+                    server.stop()
+
+    def test_faults_of_classes(self) -> None:
+        """They know of the whole read: what is long must not wait for the collector."""
+        router = Router()
+        router.add(Kept, lambda session, message: None)
+        server = MemoryServer(routers=[router])
+        self.addCleanup(server.stop)
+        peer = self.peer(server)
+        self.let_go(lambda: peer.send({"type": "kept", "id": 7}, {"type": "ping"}))
+        self.assertEqual(len(_watched), 1)
+        error, pong = peer.receive()
+        self.assertEqual((error["code"], error["id"], pong["type"]), ("internal", 7, "pong"))
+
+
+def sizes_of(start: object, stop: object) -> int:
+    """The bytes of all that an object leads to, but not through the server or through code."""
+    seen: set[int] = {id(stop)}
+    todo = [start]
+    total = 0
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType, Clock)):
+            continue
+        seen.add(id(thing))
+        total += sys.getsizeof(thing)
+        todo += gc.get_referents(thing)
+    return total
