@@ -171,6 +171,7 @@ class Server:
         options: those of tcpjson.
         ports: the values of `--port`; none of them leaves it to the default.
         soft_files, files, program: as of `command`.
+        cwd: the folder that it runs in; ours when None.
 
     Raises:
         AssertionError: it ended, or did not listen in time; the message holds what it printed.
@@ -183,6 +184,7 @@ class Server:
         soft_files: int | None = None,
         files: int | None = None,
         program: str = TWISTD,
+        cwd: Path | None = None,
     ) -> None:
         given = [word for port in ports for word in ("--port", port)]
         arguments = ["-n", "--pidfile=", "tcpjson", *given, *options]
@@ -192,6 +194,7 @@ class Server:
         self._closed = False
         self.process = subprocess.Popen(
             words,
+            cwd=cwd,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -378,9 +381,9 @@ class Server:
 
 
 @functools.cache
-def shared(*options: str, ports: tuple[str, ...] = (LOOPBACK,)) -> Server:
+def shared(*options: str, ports: tuple[str, ...] = (LOOPBACK,), cwd: Path | None = None) -> Server:
     """The server with these options that the test cases of this process share."""
-    server = Server(*options, ports=ports)
+    server = Server(*options, ports=ports, cwd=cwd)
     atexit.register(server.stop)
     return server
 
@@ -648,10 +651,11 @@ class ServerTestCase(SynchronousTestCase):
         ports: Iterable[str] | None = None,
         soft_files: int | None = None,
         files: int | None = None,
+        cwd: Path | None = None,
     ) -> Server:
         """Start a server for this test alone."""
         ports = [self.port] if ports is None else ports
-        server = Server(*options, ports=ports, soft_files=soft_files, files=files)
+        server = Server(*options, ports=ports, soft_files=soft_files, files=files, cwd=cwd)
         self.addCleanup(server.stop)
         self.servers.append((server, 0))
         return server

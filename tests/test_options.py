@@ -99,7 +99,7 @@ class RefusalTests(ServerTestCase):
         """Not in processes of their own: there are many."""
         sizes = ("--max-length", "--max-queue", "--send-buffer", "--receive-buffer")
         times = ("--write-timeout", "--frame-timeout", "--handler-timeout", "--auth-timeout", "--grace")
-        counts = ("--max-connections", "--max-connections-per-ip")
+        counts = ("--max-connections", "--max-connections-per-ip", "--max-handlers")
         rates = ("--rate", "--byte-rate")
         cases = [(name, value) for name in sizes for value in ("x", "0", "-1", "1.5", "1e3", "", "9" * 30)]
         cases += [(name, value) for name in times for value in ("x", "0", "-1", "nan", "inf", "")]
@@ -112,7 +112,11 @@ class RefusalTests(ServerTestCase):
             for value in ("x", "-1", "0:5", "5:0", "5:", ":5", "5:1.5", "1:2:3", "nan", "inf", "")
         ]
         cases += [("--rate-policy", value) for value in ("", "x", "Throttle")]
-        cases += [("--max-connections", "0"), ("--max-length", str(256 * 1024 * 1024 + 1))]
+        cases += [
+            ("--max-connections", "0"),
+            ("--max-handlers", "0"),
+            ("--max-length", str(256 * 1024 * 1024 + 1)),
+        ]
         for case in cases:
             error = self.assertRaises(SystemExit, Options().parseOptions, case)
             self.assertRegex(str(error), rf"\Atcpjson: .*{case[0]}(:| must be ).*\Z")
@@ -188,7 +192,7 @@ class HelpTests(ServerTestCase):
         self.assertEqual(status, 0)
         names = [row[0] for row in [*Options.optFlags, *Options.optParameters]]
         self.assertGreater(len(names), 6)
-        for name in [*names, "port", "version", "help"]:
+        for name in [*names, "port", "handlers", "version", "help"]:
             self.assertRegex(output, rf"(?m)^\s+(-\w, )?--{name}\b")
         self.assertIn("tcp:9999:interface=127.0.0.1", output)
         # A default each, or what is done without.

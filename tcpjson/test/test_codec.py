@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import datetime
+import enum
+import numbers
+import uuid
+from decimal import Decimal
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
 from hypothesis import strategies as st
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, defstruct
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson import classic
-from tcpjson.core.codec import Codec
-from tcpjson.core.messages import Auth, Broadcast, Custom, Echo, GetStats, Message, Ping, Refused, Text
+from tcpjson.core.codec import Codec, check_fields
+from tcpjson.core.errors import Forbidden
+from tcpjson.core.messages import Auth, Broadcast, Custom, Echo, GetStats, Hello, Message, Ping, Refused, Text
 from tcpjson.handlers import Router, Session
 from tcpjson.test import oracle
 from tcpjson.test.hypo import given
@@ -625,6 +632,215 @@ class AnythingTests(SynchronousTestCase):
 
     def test_the_classic_router_knows_all_that_is_decoded(self) -> None:
         self.assertEqual({Custom, Text, Refused} - set(classic.router.handlers), set())
+
+
+class Point(Struct):
+    x: float
+
+
+class Tree(Message, tag="tree"):
+    """A class that holds itself, and one that is written further down."""
+
+    value: Later
+    children: tuple[Tree, ...] = ()
+    parent: Tree | None = None
+
+
+class Later(Struct):
+    tree: Tree | None = None
+
+
+class Plain:
+    """A class of no kind that msgspec knows."""
+
+
+Item = TypeVar("Item")
+
+
+class Box(Generic[Item]):
+    """Another one, of any item."""
+
+
+class Shape(Protocol):
+    """Of which nobody can say what is an instance."""
+
+    sides: int
+
+
+class CheckFieldsTests(SynchronousTestCase):
+    """`check_fields`: whether messages of a class can be decoded."""
+
+    def fault(self, kind: type[Message]) -> str:
+        text = str(self.assertRaises(TypeError, check_fields, kind))
+        self.assertTrue(text.startswith(f"{__name__}.{kind.__qualname__}"), text)
+        return text.removeprefix(f"{__name__}.{kind.__qualname__}")
+
+    def of(self, annotation: object) -> type[Message]:
+        """A class with one field, `what`."""
+        return self.made(("what", annotation))
+
+    def made(self, *fields: tuple[str, Any]) -> type[Message]:
+        """A class with fields."""
+        kind: Any = defstruct("Own", fields, bases=(Message,), tag="own", module=__name__)
+        return cast("type[Message]", kind)
+
+    def test_our_own(self) -> None:
+        kinds: list[type[Message]] = [*TYPES, Custom, Text, Hello]
+        for kind in kinds:
+            check_fields(kind)
+
+    def test_what_can_be_decoded(self) -> None:
+        class Colour(enum.Enum):
+            RED = "red"
+
+        class Pair(NamedTuple):
+            point: Point
+            n: int
+
+        class Typed(TypedDict):
+            point: Point
+
+        @dataclasses.dataclass
+        class Data:
+            points: list[Point]
+
+        for annotation in (
+            Any,
+            # Of these a JSON value can be one.
+            object,
+            list[object],
+            numbers.Integral,
+            Raw,
+            Raw | None,
+            list,
+            dict,
+            bytes,
+            None,
+            Decimal,
+            datetime.datetime,
+            uuid.UUID,
+            Colour,
+            Point,
+            Pair,
+            Typed,
+            Data,
+            Literal["a", 1],
+            Annotated[int, Meta(ge=0)],
+            dict[str, Annotated[list[Point], Meta(max_length=3)]],
+            tuple[int, Point, Annotated[str, Meta(pattern="^a")]],
+            tuple[Point, ...],
+            set[int] | str | None,
+            dict[int, dict[str, frozenset[float]]],
+            int | UnsetType,
+        ):
+            check_fields(self.of(annotation))
+
+    def test_what_is_written_further_down(self) -> None:
+        check_fields(Tree)
+
+    def test_what_cannot(self) -> None:
+        class Data(Struct):
+            deep: dict[str, tuple[int, Plain]]
+
+        class Values(NamedTuple):
+            plain: Plain
+
+        for annotation, strange in (
+            (Plain, "Plain"),
+            (complex, "complex"),
+            (type, "type"),
+            (list[Plain], "Plain"),
+            (dict[str, Plain], "Plain"),
+            (dict[complex, str], "complex"),
+            (tuple[int, Plain], "Plain"),
+            (Plain | None, "Plain"),
+            (Annotated[list[Annotated[Plain, "why"]], Meta(max_length=3)], "Plain"),
+            (Data, "Plain"),
+            (list[Values], "Plain"),
+            (Box, "Box"),
+            (list[Box[int]], "Box"),
+            (list[Shape], "Shape"),
+        ):
+            self.assertEqual(self.fault(self.of(annotation)), f".what: no JSON value is a {strange}")
+
+    def test_the_field_is_named(self) -> None:
+        class Own(Message, tag="own"):
+            good: int
+            bad: Plain
+            worse: Plain
+
+        self.assertEqual(self.fault(Own), ".bad: no JSON value is a Plain")
+
+    def test_in_a_class_that_holds_itself(self) -> None:
+        kind = self.made(("tree", Tree), ("bad", list[Plain]))
+        self.assertEqual(self.fault(kind), ".bad: no JSON value is a Plain")
+
+    def test_what_is_no_type(self) -> None:
+        """One line says what msgspec makes of it."""
+
+        class Own(Message, tag="own"):
+            what: NoSuchName  # type: ignore[name-defined]  # noqa: F821  # which is the case
+
+        self.assertEqual(self.fault(Own), ": name 'NoSuchName' is not defined")
+        for annotation in (list[int] | tuple[int, ...], Annotated[int, Meta(pattern="a")], 3, list[int, int]):  # type: ignore[misc]  # which is the case
+            text = self.fault(self.of(annotation))
+            self.assertTrue(text.startswith(": "), text)
+            self.assertEqual(len(text.splitlines()), 1)
+
+
+class Fragile(Message, tag="fragile"):
+    """An application's class that looks at its fields itself."""
+
+    fault: str = ""
+    room: str = ""
+
+    def __post_init__(self) -> None:
+        if self.fault:
+            raise {
+                "value": ValueError("no such room"),
+                "type": TypeError("no such room"),
+                "key": KeyError("no such room"),
+                "forbidden": Forbidden("not this room"),
+            }[self.fault]
+
+
+class PostInitTests(SynchronousTestCase):
+    """What `__post_init__` raises."""
+
+    codec = Codec([Fragile, Ping])
+
+    def payload(self, fault: str) -> bytes:
+        return f'{{"type":"fragile","id":7,"fault":"{fault}"}}'.encode()
+
+    def test_what_is_wrong_with_the_fields(self) -> None:
+        for fault in ("value", "type"):
+            message = decode(self.payload(fault), self.codec)
+            assert isinstance(message, Refused)
+            self.assertEqual((message.error.code, message.id, message.fault), ("bad_message", 7, None))
+            self.assertEqual(str(message.error), "no such room")
+
+    def test_its_own_faults(self) -> None:
+        """They come to where they are told and logged as those of handlers are."""
+        for fault, kind in (("key", KeyError), ("forbidden", Forbidden)):
+            message = decode(self.payload(fault), self.codec)
+            assert isinstance(message, Refused)
+            self.assertEqual((message.error.code, message.id), ("internal", 7))
+            self.assertIsInstance(message.fault, kind)
+
+    def test_the_others_of_a_read(self) -> None:
+        ping = b'{"type":"ping"}'
+        payloads = [ping, self.payload("key"), ping, self.payload("value"), self.payload(""), b"text"]
+        self.assertEqual(
+            list(map(code, self.codec.decode(payloads))),
+            ["Ping", "internal", "Ping", "bad_message", "Fragile", "Text"],
+        )
+
+    def test_in_a_checked_class(self) -> None:
+        """A fault stays what it is, whatever stands beside it."""
+        codec = Codec([Fragile, Ping], checked=[Fragile])
+        payload = b'{"type":"fragile","fault":"key","more":1e999}'
+        self.assertEqual(code(decode(payload, codec)), "internal")
+        self.assertEqual(code(decode(payload.replace(b"key", b""), codec)), "bad_json")
 
 
 def is_plain(payload: bytes) -> bool:

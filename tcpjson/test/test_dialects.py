@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Raw
 from twisted.trial.unittest import SynchronousTestCase
 
-from tcpjson import Message, Router
+from tcpjson import Message, Router, classic
 from tcpjson.core.errors import GoingAway, Unauthenticated
 from tcpjson.core.messages import (
     Auth,
@@ -174,6 +174,15 @@ class DialectTests(SynchronousTestCase):
         router.add(Ping, own)
         self.assertIsNot(Dialects(hello, auth, router, False).guest.handlers[Ping], own)
 
+    def test_fields_that_cannot_be_decoded(self) -> None:
+        class Odd(Message, tag="odd"):
+            path: list[Connection]
+
+        error = self.assertRaises(TypeError, dialects, Odd)
+        self.assertEqual(
+            str(error), f"{__name__}.{Odd.__qualname__}.path: no JSON value is a {Connection.__name__}"
+        )
+
     def test_what_the_application_gets_is_fit_for_others(self) -> None:
         class Say(Message, tag="say"):
             text: Raw = Raw(b"null")
@@ -182,6 +191,90 @@ class DialectTests(SynchronousTestCase):
         payload = b'{"type":"say","text":1e999}'
         for dialect in (served.opening, served.ready, served.beating):
             self.assertEqual([type(message) for message in dialect.codec.decode([payload])], [Refused])
+
+
+class MiddlewareTests(SynchronousTestCase):
+    """What stands around the handlers."""
+
+    def setUp(self) -> None:
+        self.seen: list[type] = []
+
+    def served(self, *kinds: type[Message], strict: bool = False) -> Dialects:
+        """With a middleware that answers in place of all handlers."""
+        router = Router()
+        for kind in kinds:
+            router.add(kind, own)
+
+        @router.middleware
+        def middleware(session: Any, message: Any, handle: Any) -> Any:
+            self.seen.append(type(message))
+            return "instead"
+
+        return Dialects(hello, auth, router, strict)
+
+    def test_none(self) -> None:
+        """The handlers are there as they are, and nothing is looked at that need not be."""
+        router = Router()
+        router.add(Own, own)
+        served = Dialects(hello, auth, router, False)
+        for dialect in (served.ready, served.beating):
+            handlers: dict[type[Message], Any] = {**classic.router.handlers, Own: own}
+            for kind, handler in handlers.items():
+                self.assertIs(dialect.handlers[kind], handler)
+        # A content that is relayed is looked at by what relays it.
+        far = b'{"type":"ping","other":1e999}'
+        self.assertEqual([type(message) for message in served.ready.codec.decode([far])], [Ping])
+
+    def test_what_comes_by(self) -> None:
+        served = self.served(Own)
+        for dialect in (served.opening, served.ready, served.beating):
+            self.seen.clear()
+            came = set()
+            for kind, handler in dialect.handlers.items():
+                connection = Connection()
+                connection.dialect = dialect
+                if kind in (Hello, Auth, HeartbeatPong, Refused):
+                    expected = {Hello: hello, Auth: auth, Refused: classic.refused}
+                    self.assertIs(handler, expected.get(kind, handler))
+                    continue
+                message = {Custom: Custom(original=Raw(b"{}")), Text: Text(original="x")}.get(kind)
+                self.assertEqual(handler(connection, message or kind()), "instead")
+                came.add(kind)
+            self.assertEqual(came, {Ping, Echo, Broadcast, GetStats, Own, Custom, Text})
+            self.assertEqual(set(self.seen), came)
+        self.assertIsNone(served.beating.handlers[HeartbeatPong](None, None))
+
+    def test_not_of_guests_nor_of_those_that_are_told_to_leave(self) -> None:
+        served = self.served(Own)
+        self.assertEqual(served.guest.handlers[Ping], classic.ping)
+        connection = Connection()
+        for dialect in (served.opening, served.ready, served.beating):
+            for kind, handler in dialect.leaving.handlers.items():
+                if kind is not HeartbeatPong:
+                    self.assertIs(handler(connection, None), connection.going_away)
+        self.assertEqual(self.seen, [])
+
+    def test_all_that_it_sees_is_fit_for_others(self) -> None:
+        """Nobody knows what the application makes of it."""
+        for strict in (False, True):
+            served = self.served(Own, strict=strict)
+            for dialect in (served.opening, served.ready, served.beating):
+                for name in ("ping", "echo", "broadcast", "get_stats", "own", "nobody"):
+                    for bad in ("1e999", "18446744073709551616", "[" * 70 + "]" * 70):
+                        payload = f'{{"type":"{name}","id":7,"content":{bad}}}'.encode()
+                        [message] = dialect.codec.decode([payload])
+                        assert isinstance(message, Refused)
+                        code = "unknown_type" if strict and name == "nobody" else "bad_json"
+                        self.assertEqual((message.error.code, message.id), (code, 7))
+                    good = f'{{"type":"{name}","content":{"[" * 63 + "]" * 63}}}'.encode()
+                    [message] = dialect.codec.decode([good])
+                    self.assertEqual(isinstance(message, Refused), strict and name == "nobody")
+
+    def test_values_that_are_no_object(self) -> None:
+        served = self.served()
+        for payload, kind in ((b"[1e999]", Refused), (b"1e999", Refused), (b"1e99", Text), (b"text", Text)):
+            [message] = served.ready.codec.decode([payload])
+            self.assertIs(type(message), kind, payload)
 
 
 class OpeningTests(SynchronousTestCase):
@@ -204,6 +297,22 @@ class OpeningTests(SynchronousTestCase):
             answer = handler(connection, message)
             self.assertIs(connection.dialect, served.ready)
             self.assertEqual(answer, "own" if kind is Own else answer)
+
+    def test_types_of_the_applications(self) -> None:
+        """`hello` may come behind a ping, whoever answers it, and behind nothing else."""
+
+        class OwnPing(Message, tag="ping"):
+            pass
+
+        class OwnEcho(Message, tag="echo"):
+            pass
+
+        served = dialects(OwnPing, OwnEcho)
+        for kind, following in ((OwnPing, served.opening), (OwnEcho, served.ready)):
+            connection = Connection()
+            connection.dialect = served.opening
+            self.assertEqual(served.opening.handlers[kind](connection, kind()), "own")
+            self.assertIs(connection.dialect, following)
 
     def test_a_request_behind_hello(self) -> None:
         """In the same read it is still handled as an opening one, and changes nothing any more."""

@@ -45,6 +45,8 @@ FLOORS = (
         "blocking",
         "console",
         "demo",
+        "conform",
+        "schema",
     },
 )
 

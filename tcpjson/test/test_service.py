@@ -11,19 +11,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from tcpjson import Limits, TCPJSONServerFactory, service
+from tcpjson import Limits, Router, TCPJSONServerFactory, service
+from tcpjson.lifecycle import StartFailed
 from tcpjson.service import Refusal, ServerService, reason_of
 from tcpjson.systemd import Notifier
 from tcpjson.tap import port_from
 from tcpjson.test.wires import Loop, Wire
 from tcpjson.testing import START, MemoryServer
+from tcpjson.testing import Peer as MemoryPeer
 
 
 class ServiceCase(SynchronousTestCase):
@@ -291,9 +293,10 @@ class RunningCase(ServiceCase):
         files: Sequence[tuple[str, FakeFile]] = (),
         limits: Limits | None = None,
         watchdog: str = "",
+        router: Router | None = None,
     ) -> None:
         """Make the service and start it; `signals` has what is called at each."""
-        self.server = MemoryServer(limits=limits)
+        self.server = MemoryServer(limits=limits, routers=[router or Router()])
         self.clock = self.server.clock
         factory = self.server.factory
         self.signals: dict[int, Callable[[], object]] = {}
@@ -575,6 +578,110 @@ class StopTests(RunningCase):
         self.assertFalse(peer.aborted)
         self.server.advance(0.125)
         self.assertTrue(peer.aborted)
+
+
+class StopHooksTests(RunningCase):
+    """What an application has to do when its clients go, and the server."""
+
+    def setUp(self) -> None:
+        self.seen: list[str] = []
+        self.leaving: list[Deferred[None]] = []
+        self.ending: list[Deferred[None]] = []
+        self.router = Router()
+
+        @self.router.on_disconnect
+        async def leave(session: Any) -> None:
+            self.leaving.append(Deferred())
+            await self.wait("leave", self.leaving[-1])
+
+        @self.router.on_stop
+        async def end(server: Any) -> None:
+            self.ending.append(Deferred())
+            await self.wait("end", self.ending[-1])
+
+    async def wait(self, what: str, waiting: Deferred[None]) -> None:
+        try:
+            await waiting
+        except CancelledError:
+            self.seen.append(f"{what} cancelled")
+            raise
+        self.seen.append(f"{what} done")
+
+    def end(self) -> tuple[Deferred[Any], MemoryPeer]:
+        """A service that stops, and its only client, who has gone; with what is still to be done."""
+        self.start(router=self.router, limits=Limits(handler_timeout=30, grace=5))
+        peer = self.server.connect()
+        stopped = self.service.stopService()
+        self.server.stop()
+        self.stopping.callback(None)
+        self.server.advance(1)
+        return stopped, peer
+
+    def test_it_waits_for_them(self) -> None:
+        stopped, peer = self.end()
+        peer.close()
+        self.server.advance(20)
+        self.assertNoResult(stopped)
+        self.assertTrue(self.pool.running)
+        self.leaving[0].callback(None)
+        self.assertNoResult(stopped)
+        self.ending[0].callback(None)
+        self.successResultOf(stopped)
+        self.assertEqual(self.seen, ["leave done", "end done"])
+        self.assertFalse(self.pool.running)
+
+    def test_it_waits_no_longer_than_they_may_take(self) -> None:
+        stopped, peer = self.end()
+        peer.close()
+        self.server.advance(30.2)
+        self.assertNoResult(stopped)
+        self.server.advance(30.2)
+        self.successResultOf(stopped)
+        self.assertEqual(self.seen, ["leave cancelled", "end cancelled"])
+
+    def test_a_second_signal(self) -> None:
+        """Neither for those that wait then, nor for those of the clients that it cuts off."""
+        stopped, peer = self.end()
+        self.signals[signal.SIGTERM]()
+        self.assertTrue(peer.aborted)
+        self.assertNoResult(stopped)
+        peer.close()
+        self.successResultOf(stopped)
+        self.assertEqual(self.seen, ["leave cancelled", "end cancelled"])
+
+    def test_a_second_signal_while_they_wait(self) -> None:
+        stopped, peer = self.end()
+        peer.close()
+        self.assertNoResult(stopped)
+        self.signals[signal.SIGINT]()
+        self.successResultOf(stopped)
+        self.assertEqual(self.seen, ["leave cancelled", "end cancelled"])
+
+    def test_a_start_that_fails(self) -> None:
+        """One line says whose fault it is, and nothing listens."""
+        router = Router()
+
+        @router.on_start
+        def start(server: Any) -> None:
+            raise ValueError("no such\nlevel")
+
+        factory = TCPJSONServerFactory(Loop(), routers=[router])
+        first = FakePort()
+
+        class Listens:
+            """As a real endpoint does it: the factory starts before its port listens."""
+
+            def listen(self, factory: Any) -> Deferred[Any]:
+                return maybeDeferred(factory.doStart)
+
+        endpoints: Any = [("first", FakeEndpoint(first)), ("second", Listens())]
+        service = ServerService(endpoints, factory)
+        line = self.one_line(self.assertRaises(SystemExit, service.startService))
+        self.assertIn("--handlers: on_start: ", line)
+        self.assertTrue(line.endswith("start: ValueError: no such level"), line)
+        self.assertFalse(first.listening)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(self.flushLoggedErrors(StartFailed), [])
 
 
 class SystemdTests(RunningCase):

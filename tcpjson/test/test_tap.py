@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import re
@@ -91,7 +92,7 @@ class OptionsTests(RefusingCase):
     def test_defaults(self) -> None:
         options = parse()
         self.assertEqual(options["limits"], Limits())
-        self.assertEqual((options["ports"], options["auth"]), ([], []))
+        self.assertEqual((options["ports"], options["auth"], options["handlers"]), ([], [], []))
         self.assertFalse(options["strict"])
         self.assertFalse(options["allow-plain-auth"])
         for name in ("send-buffer", "receive-buffer", "client-ca"):
@@ -106,7 +107,7 @@ class OptionsTests(RefusingCase):
             *("--max-connections", "50", "--max-connections-per-ip", "6", "--rate", "70:80"),
             *("--byte-rate", "90.5:100", "--rate-policy", "close", "--allow-plain-auth"),
             *("--send-buffer", "30", "--receive-buffer", "40", "--client-ca", "/ca.pem"),
-            *("--compress-over", "300"),
+            *("--compress-over", "300", "--max-handlers", "12"),
         )
         self.assertEqual(
             options["limits"],
@@ -116,6 +117,7 @@ class OptionsTests(RefusingCase):
                 write_timeout=0.5,
                 frame_timeout=7,
                 handler_timeout=8.25,
+                max_handlers=12,
                 auth_timeout=9.5,
                 idle_timeout=600,
                 heartbeat=40,
@@ -358,6 +360,63 @@ class AuthOptionTests(RefusingCase):
         listed = {line.split()[0] for line in out.getvalue().splitlines() if line}
         self.assertEqual({"scram", "token", "memory"} - listed, set())
         self.assertNotIn("anonymous", listed)
+
+
+class HandlersCase(ServiceCase):
+    """With a module in the current folder, and what it leaves behind put away."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        folder = Path(self.mktemp())
+        folder.mkdir(parents=True)
+        self.addCleanup(self._restore, os.getcwd(), list(sys.path))
+        os.chdir(folder)
+
+    def _restore(self, folder: str, path: list[str]) -> None:
+        os.chdir(folder)
+        sys.path[:] = path
+        for name in list(sys.modules):
+            if name.startswith("own_"):
+                del sys.modules[name]
+
+    def module(self, name: str, text: str) -> None:
+        """A module whose name begins with `own_`."""
+        Path(f"{name}.py").write_text(f"from tcpjson import Message, Router\nrouter = Router()\n{text}")
+        importlib.invalidate_caches()
+
+    def handler(self, tag: str, field: str = "") -> str:
+        """The lines of a handler, and of its class."""
+        return (
+            f'class Own(Message, tag="{tag}"):\n    {field or "pass"}\n'
+            "@router.handler\ndef handle(session, message: Own):\n    return {'type': 'done'}\n"
+        )
+
+
+class HandlersOptionTests(HandlersCase, RefusingCase):
+    """`--handlers`."""
+
+    def test_in_their_order(self) -> None:
+        self.module("own_first", "")
+        self.module("own_second", "other = Router()\n")
+        options = parse(
+            *("--handlers", "own_second:other", "--handlers", "own_first:router"),
+            *("--handlers=own_second:router",),
+        )
+        first, second = sys.modules["own_first"], sys.modules["own_second"]
+        self.assertEqual(options["handlers"], [second.other, first.router, second.router])
+
+    def test_refused(self) -> None:
+        self.module("own_broken", "\n1 / 0\n")
+        self.module("own_lines", "raise ValueError('two\\nlines')\n")
+        path = os.path.join(os.getcwd(), "own_broken.py")
+        for where, expected in (
+            ("own_none:router", "no module own_none"),
+            ("own_broken", "it must be MODULE:NAME, as game.moves:router"),
+            ("own_broken:router", f"{path}, line 4: ZeroDivisionError: division by zero"),
+            ("own_lines:router", f"{path[:-9]}lines.py, line 3: ValueError: two lines"),
+            ("tcpjson:Router", "not a tcpjson.Router: it is a type"),
+        ):
+            self.assertEqual(self.refused("--handlers", where), f"tcpjson: --handlers {where}: {expected}")
 
 
 class EndpointTests(ServiceCase):
@@ -894,6 +953,40 @@ class MakeServiceTests(MakingCase):
         service._stop_reactor(signal.SIGTERM)
         service._stop_reactor(signal.SIGINT)
         self.assertEqual(told, [("TERM", signal.SIGTERM), ("INT", signal.SIGINT)])
+
+
+class MakeHandlersTests(HandlersCase, MakingCase):
+    """What `--handlers` leads to."""
+
+    def test_they_are_served(self) -> None:
+        self.module("own_served", self.handler("own"))
+        self.module("own_pinged", self.handler("ping"))
+        service = self.make("--handlers", "own_served:router", "--handlers", "own_pinged:router")
+        ready = service.factory.dialects.ready
+        messages = ready.codec.decode([b'{"type":"own"}', b'{"type":"ping"}', b'{"type":"echo"}'])
+        self.assertEqual([type(message).__name__ for message in messages], ["Own", "Own", "Echo"])
+
+    def test_none(self) -> None:
+        ready = self.make().factory.dialects.ready
+        [message] = ready.codec.decode([b'{"type":"own"}'])
+        self.assertEqual(type(message).__name__, "Custom")
+
+    def test_refused(self) -> None:
+        """What only shows when all of it is together."""
+        self.module("own_one", self.handler("own"))
+        self.module("own_two", self.handler("own"))
+        self.module("own_hello", self.handler("hello"))
+        self.module("own_field", self.handler("odd", "x: list[Router]"))
+        self.module("own_name", self.handler("odd", "x: 'NoSuchName'"))
+        for names, expected in (
+            (("one", "two"), "own_two.handle: own has a handler already, own_one.handle"),
+            (("one", "one"), "own_one.handle: own has a handler already, own_one.handle"),
+            (("hello",), "own_hello.handle: hello belongs to the protocol"),
+            (("field",), "own_field.Own.x: no JSON value is a Router"),
+            (("name",), "own_name.Own: name 'NoSuchName' is not defined"),
+        ):
+            words = [word for name in names for word in ("--handlers", f"own_{name}:router")]
+            self.assertEqual(self.refused(*words), f"tcpjson: --handlers: {expected}")
 
 
 class AuthenticatorTests(MakingCase):

@@ -1,0 +1,1 @@
+"""`python -m tcpjson.conform`: plays the contract of docs/protocol.rst against a server, in any language."""
