@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from tcpjson._version import __version__
@@ -67,7 +68,7 @@ def asyncapi(routers: Sequence[Router] = ()) -> dict[str, Any]:
             " authenticate, and by which of the security schemes.",
         },
         "defaultContentType": "application/json",
-        "servers": _SERVERS,
+        "servers": deepcopy(_SERVERS),
         "channels": {
             "connection": {
                 "address": None,
@@ -90,7 +91,7 @@ def asyncapi(routers: Sequence[Router] = ()) -> dict[str, Any]:
                     "location": "$message.payload#/id",
                 }
             },
-            "securitySchemes": _SECURITY,
+            "securitySchemes": deepcopy(_SECURITY),
         },
     }
 

@@ -811,6 +811,12 @@ class AsyncAPITests(SynchronousTestCase):
         router.add(Move, functools.partial(moves))
         self.assertNotIn("description", asyncapi([router])["operations"]["client.move"])
 
+    def test_each_is_its_callers_own(self) -> None:
+        asyncapi()["servers"]["tcp"].clear()
+        asyncapi()["components"]["securitySchemes"]["plain"].clear()
+        self.assertTrue(asyncapi()["servers"]["tcp"])
+        self.assertTrue(asyncapi()["components"]["securitySchemes"]["plain"])
+
     def test_text_is_no_json(self) -> None:
         messages = asyncapi()["components"]["messages"]
         self.assertEqual(messages["client.plain_text"]["contentType"], "text/plain")
