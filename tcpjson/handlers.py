@@ -206,7 +206,7 @@ class Router:
         """Have `handler(session, message)` called for messages of class `kind`. Raises as `handler`."""
         config = kind.__struct_config__
         tag = config.tag
-        typed = isinstance(tag, str) and config.tag_field == "type" and not config.array_like
+        typed = isinstance(tag, str) and tag and config.tag_field == "type" and not config.array_like
         if kind is Message or not (typed or kind in _UNTAGGED):
             raise TypeError(f"{name_of(handler)}: {kind.__name__} is no object with a tag for its type")
         for other, present in self._handlers.items():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 
 from tcpjson.handlers import Router
 
 # What stands between us and a module, and its calls of ours.
-_NOT_ITS_OWN = (os.path.join(os.path.dirname(__file__), ""), str(importlib.__file__), "<frozen ")
+_NOT_ITS_OWN = ("<frozen ", str(importlib.__file__), os.path.join(os.path.dirname(__file__), ""))
+# What Python brings, and what is installed.
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def load_router(where: str) -> Router:
@@ -52,4 +55,6 @@ def _fault(error: BaseException, module_name: str) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith(_NOT_ITS_OWN)
     ]
+    # What its author wrote before what that calls; but all of it may be installed.
+    frames = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)] or frames
     return f"{frames[-1].filename}, line {frames[-1].lineno}: {text}" if frames else text

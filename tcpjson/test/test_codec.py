@@ -10,6 +10,7 @@ import uuid
 from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
+import msgspec
 from hypothesis import strategies as st
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, defstruct
 from twisted.trial.unittest import SynchronousTestCase
@@ -774,6 +775,15 @@ class CheckFieldsTests(SynchronousTestCase):
     def test_in_a_class_that_holds_itself(self) -> None:
         kind = self.made(("tree", Tree), ("bad", list[Plain]))
         self.assertEqual(self.fault(kind), ".bad: no JSON value is a Plain")
+
+    def test_what_cannot_be_described(self) -> None:
+        """Where msgspec can say nothing of a class that it decodes, as of some in its older releases."""
+
+        def cannot(kind: object) -> None:
+            raise TypeError
+
+        self.patch(msgspec.inspect, "type_info", cannot)
+        check_fields(Tree)
 
     def test_what_is_no_type(self) -> None:
         """One line says what msgspec makes of it."""

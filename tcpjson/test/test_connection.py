@@ -3928,6 +3928,17 @@ class IntroductionEndTests(IntroductionCase):
             server.stop()
             self.assertEqual(server.clock.getDelayedCalls(), [])
 
+    def test_closed_and_lost_at_once(self) -> None:
+        """The hook is cancelled before the other is called, and no timer stays."""
+        self.meet = self.wait
+        server = self.server()
+        peer = self.peer(server)
+        peer.connection.close()
+        peer.connection.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual((self.cancelled, self.ends(peer)), (1, ["closed_by_handler"]))
+        server.stop()
+        self.assertEqual(server.clock.getDelayedCalls(), [])
+
     def test_closed_by_the_hook_in_the_turn_of_the_login(self) -> None:
         self.meet = lambda session: session.close()
         server = self.server(checkers=[checker()])

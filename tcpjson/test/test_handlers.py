@@ -183,10 +183,13 @@ class HandlerTests(SynchronousTestCase):
         class Numbered(Message, tag=3):
             pass
 
+        class Empty(Message, tag=""):
+            pass
+
         class Listed(Message, tag="listed", array_like=True):
             pass
 
-        for kind in (Untagged, Numbered, Listed, Message):
+        for kind in (Untagged, Numbered, Empty, Listed, Message):
             error = self.assertRaises(TypeError, self.router.add, kind, handle)
             self.assertIn(f"{__name__}.handle: {kind.__name__} ", str(error))
         for own in (Custom, Text, Refused):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -233,6 +234,30 @@ class DisconnectTests(Case):
             self.assertIsNone(self.successResultOf(each))
         self.assertTrue(self.settled(lifecycle))
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_whoever_asks_is_told_of_each(self) -> None:
+        """Once, when all that is to be done for that client is done, or waited for no more."""
+        for end in ("done", "too long"):
+            self.router = Router()
+            waiting: list[Deferred[Any]] = [Deferred(), Deferred()]
+            left = list(waiting)
+            for _ in range(2):
+                self.router.on_disconnect(lambda session, left=left: left.pop(0))
+            lifecycle = self.lifecycle()
+            told: list[str] = []
+            lifecycle.disconnected(self.session, partial(told.append, "told"))
+            waiting[0].callback(None)
+            self.assertEqual(told, [])
+            if end == "done":
+                waiting[1].callback(None)
+            else:
+                self.clock.advance(TIMEOUT + 0.2)
+            self.assertEqual(told, ["told"])
+        self.router = Router()
+        self.router.on_disconnect(self.note("at once"))
+        lifecycle = self.lifecycle()
+        lifecycle.disconnected(self.session, lambda: self.seen.append("told"))
+        self.assertEqual(self.seen, [("at once", self.session), "told"])
 
     def test_one_that_takes_too_long(self) -> None:
         self.router.on_disconnect(self.waits("leave", Deferred()))

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tcpjson import loading
 from tcpjson.handlers import Router
 from tcpjson.loading import load_router
 
@@ -165,6 +166,16 @@ class LoadingTests(SynchronousTestCase):
             text = self.fault(where)
             self.assertNotIn("importlib", text)
             self.assertNotIn("loading.py", text)
+
+    def test_the_line_is_the_authors(self) -> None:
+        """Not that of Python's own library, which it called; but of what is installed, all there is."""
+        self.write("loading_calls.py", "import json\n\njson.loads('[')\n")
+        self.assertIn(
+            f"{self.folder / 'loading_calls.py'}, line 3: JSONDecodeError", self.fault("loading_calls:x")
+        )
+        self.patch(loading, "_INSTALLED", (str(self.folder),))
+        self.write("loading_installed.py", "\n1 / 0\n")
+        self.assertIn("loading_installed.py, line 2: ZeroD", self.fault("loading_installed:x"))
 
     def test_what_is_no_router(self) -> None:
         self.write("loading_wrong.py", GOOD + "number = 3\nkind = Router\n")

@@ -1161,6 +1161,27 @@ class OddErrorTests(Case):
         self.assertEqual((error["code"], error["message"]), ("forbidden", "no ?"))
         self.assertEqual(answer["type"], "echo_response")
 
+    def test_errors_that_cannot_be_written(self) -> None:
+        """An application can make them of anything; the client is told what can be told."""
+        strange: Any = "soon"
+
+        class Silent(Forbidden):
+            def __str__(self) -> str:
+                raise KeyError
+
+        for error, code in (
+            (Forbidden(retry_after=strange), "internal"),
+            (Silent(), "internal"),
+            (Forbidden(retry_after=float("inf")), "forbidden"),
+            (Forbidden(retry_after=float("nan")), "forbidden"),
+        ):
+            self.act = lambda session, message, error=error: error
+            self.one.send(do(id=5))
+            [answer] = self.one.receive()
+            self.assertEqual((answer["code"], answer["id"], answer["fatal"]), (code, 5, False))
+            self.assertNotIn("retry_after", answer)
+            self.assertEqual(len(self.flushLoggedErrors(KeyError, TypeError)), code == "internal")
+
     def test_a_coroutine_that_asyncio_would_cancel(self) -> None:
         async def act(session: Any, message: Do) -> Any:
             raise asyncio.CancelledError
@@ -1483,6 +1504,90 @@ class HandlerLimitTests(Case):
             self.fail("the canceller's error came out of connectionLost")
         self.assertEqual(server.factory.stats.disconnects, {"client_closed": 1})
         self.flushLoggedErrors(KeyError)
+
+    def test_bytes_are_bounded_too(self) -> None:
+        """The messages of unfinished handlers are not longer together than one may be, but for the last."""
+        server = self.server(limits=Limits(max_length=1000))
+        peer, other = self.peer(server), self.peer(server)
+        peer.send(*(do(n, id=n, pad="x" * 350) for n in range(9)))
+        self.assertEqual(len(self.slow), 3)
+        self.assertEqual(other.receive(), [])
+        # It goes on when half of it is done with.
+        self.slow[0].callback(None)
+        server.settle()
+        self.assertEqual(len(self.slow), 3)
+        self.slow[1].callback(None)
+        server.settle()
+        self.assertEqual(len(self.slow), 5)
+        for number in range(2, 9):
+            self.slow[number].callback({"type": "done"})
+            server.settle()
+        self.assertEqual([message["id"] for message in peer.receive()], list(range(2, 9)))
+        self.assertFalse(peer.connection.paused)
+
+    def test_what_is_done_at_once_weighs_nothing(self) -> None:
+        """Nor does what follows behind one that is not done."""
+        server = self.server(limits=Limits(max_length=1000))
+        peer = self.peer(server)
+        peer.send(do(0, id="slow", pad="x" * 300))
+
+        def plain(session: Any, message: Do) -> Any:
+            return {"type": "done"}
+
+        async def coroutine(session: Any, message: Do) -> Any:
+            return {"type": "done"}
+
+        def deferred(session: Any, message: Do) -> Any:
+            return succeed({"type": "done"})
+
+        for act in (plain, coroutine, deferred):
+            self.act = act
+            peer.send(*(do(1, id=1, pad="x" * 300) for _ in range(20)))
+        self.assertTypes(peer.receive(), *["done"] * 60)
+        self.assertFalse(peer.connection.paused)
+
+    def test_time_gives_the_bytes_back(self) -> None:
+        server = self.server(limits=Limits(max_length=1000, handler_timeout=5))
+        peer = self.peer(server)
+        peer.send(*(do(n, id=n, pad="x" * 600) for n in range(6)))
+        self.assertEqual(len(self.slow), 2)
+        for count in (4, 6):
+            server.advance(5.2)
+            self.assertEqual(len(self.slow), count)
+        server.advance(5.2)
+        self.assertTypes(peer.receive(), *["timeout"] * 6)
+        self.assertEqual(self.cancelled, list(range(6)))
+
+    def test_one_that_ends_its_own_connection(self) -> None:
+        """It is cancelled where it waits next, and cannot run for ever."""
+
+        async def closes(session: Any, message: Do) -> None:
+            waiting: Deferred[None] = Deferred()
+            self.slow.append(waiting)
+            await waiting
+            session.close()
+            await Deferred(lambda _: self.cancelled.append(message.n))
+            self.fail("it went on")
+
+        self.act = closes
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(do(1), do(2))
+        self.slow[0].callback(None)
+        server.settle()
+        self.assertEqual(self.cancelled, [1])
+        self.assertTrue(peer.closed)
+
+    def test_closed_and_lost_at_once(self) -> None:
+        """What is to be cancelled soon, is cancelled then; once, and no timer stays."""
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(do(1), do(2))
+        peer.connection.close()
+        peer.connection.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.cancelled, [1, 2])
+        server.stop()
+        self.assertEqual(server.clock.getDelayedCalls(), [])
 
     def test_a_failure_in_the_last_moment(self) -> None:
         """A fatal error of one handler cancels the others."""
@@ -2571,6 +2676,24 @@ class HalfCloseTests(Case):
         self.assertEqual(self.messages(wire), [])
         self.assertTrue(wire.ended)
         self.assertEqual(factory.stats.errors, {})
+
+    def test_gone_with_handlers_unfinished(self) -> None:
+        """Who only closed its side is waited for; that nobody reads any more, sending to it finds out."""
+        cancelled: list[int] = []
+        self.act = lambda session, message: Deferred(lambda _: cancelled.append(message.n))
+        wire, factory = self.wire()
+        wire.send_payload(b'{"type":"do","n":1,"id":1}', b'{"type":"do","n":2,"id":2}')
+        wire.end()
+        [connection] = factory.connections
+        connection.send({"type": "still there"})
+        self.assertTypes(self.messages(wire), "still there")
+        self.assertEqual(cancelled, [])
+        wire.close()
+        connection.send({"type": "gone"})
+        wire.loop.settle()
+        self.assertEqual(cancelled, [1, 2])
+        self.assertEqual(factory.connections, set())
+        self.assertEqual(factory.stats.disconnects, {"client_closed": 1})
 
     def test_while_handlers_are_at_their_bound(self) -> None:
         wire, factory = self.wire(limits=Limits(max_handlers=1))
