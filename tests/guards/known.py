@@ -171,9 +171,7 @@ KNOWN: tuple[Known, ...] = (
             "exchange.py | Exchange._make_room"
             " | holds & Hold.ANSWERS and self._answers_waiting() <= _LOW_WATER"
             " | without holds & Hold.ANSWERS",
-            "exchange.py | Exchange._make_room"
-            " | holds & Hold.HANDLERS and len(running) <= self.factory.limits.max_handlers // 2"
-            " | without holds & Hold.HANDLERS",
+            "exchange.py | Exchange._make_room | if holds & Hold.HANDLERS | always",
             "exchange.py | Exchange.has_room"
             " | if (queued := (outbox.waiting - outbox.answers)) and queued + size > limit | always",
             "exchange.py | Exchange.has_room"
