@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from msgspec import UNSET
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import connectionDone
@@ -40,6 +39,7 @@ from tcpjson.core.messages import (
 )
 from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
+from tcpjson.coroutines import forget_cancelled
 from tcpjson.exchange import Exchange
 from tcpjson.protocol import BATCH, Hold
 from tcpjson.proxied import IProxyListener, is_proxied
@@ -349,7 +349,7 @@ class Connection(Exchange):
         self._checking = None
         self.factory.auth_deadlines.clear(self)
         if self._state is not State.READY:
-            if failure is not None and not failure.check(CancelledError):
+            if failure is not None and not forget_cancelled(failure):
                 log.failure("on_connect failed for {client}, who is gone", failure, client=self.client_id)
             return
         if failure is not None:

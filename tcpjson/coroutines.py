@@ -6,7 +6,8 @@ from collections.abc import Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 
 def start(coroutine: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
@@ -26,6 +27,19 @@ def start(coroutine: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
     except StopIteration as stop:
         return True, stop.value
     return False, Deferred.fromCoroutine(_rest(context, coroutine, awaited))
+
+
+def forget_cancelled(failure: Failure) -> bool:
+    """
+    Whether a failure is that of something cancelled. It leads, by Twisted's own frames, to itself, and to all
+    that these hold, messages among it: it is made to let go of them.
+    """
+    if not failure.check(CancelledError):
+        return False
+    assert failure.value is not None
+    failure.value.__traceback__ = None
+    failure.cleanFailure()
+    return True
 
 
 def _rest(context: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, Any, Any]:

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -31,7 +31,7 @@ from tcpjson.core.messages import Error, Message, ServerStats
 from tcpjson.core.ordering import AnswerOrder, Slot
 from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
-from tcpjson.coroutines import start
+from tcpjson.coroutines import forget_cancelled, start
 from tcpjson.handlers import Recipients, Server, Session
 from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
 
@@ -455,7 +455,7 @@ class Exchange(TCPJSONProtocol):
         running = self._running
         if running is None or slot not in running:
             # It took too long, or the client is gone; what it still came to matters to nobody.
-            if isinstance(result, Failure) and not result.check(CancelledError):
+            if isinstance(result, Failure) and not forget_cancelled(result):
                 log.failure("handler failed for {client}, who is gone", result, client=self.client_id)
             return
         _, message = running[slot]

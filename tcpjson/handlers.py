@@ -284,6 +284,11 @@ class Router:
         self._middlewares.append(function)
         return function
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return not (self._handlers or self._hooks or self._middlewares)
+
     def wrapped(self, handler: Handler) -> Handler:
         """A handler with the middleware around it; where there is none, the handler itself."""
         for middleware in reversed(self._middlewares):

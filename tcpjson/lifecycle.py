@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from tcpjson.coroutines import forget_cancelled
 from tcpjson.deadlines import Deadlines
 from tcpjson.handlers import Hook, Moment, Router, Server, Session, name_of
 
@@ -148,7 +149,7 @@ class Lifecycle:
     def _finished(self, failure: Failure | None, moment: Moment, deferred: Deferred[None]) -> None:
         occasion = self._unfinished.pop(deferred, None)
         self._deadlines.clear(deferred)
-        if failure is not None and (occasion is not None or not failure.check(CancelledError)):
+        if failure is not None and (occasion is not None or not forget_cancelled(failure)):
             log.failure("{moment} failed", failure, moment=moment)
         if occasion is not None:
             occasion.one_less()

@@ -39,6 +39,8 @@ def load_router(where: str) -> Router:
     if not isinstance(value, Router):
         kind = "there is none of that name" if value is None else f"it is a {type(value).__name__}"
         raise ValueError(f"not a tcpjson.Router: {kind}")
+    if value.empty:
+        raise ValueError("there is no handler in it: mark one with @router.handler")
     return value
 
 

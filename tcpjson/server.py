@@ -324,6 +324,8 @@ class TCPJSONServerFactory(ServerFactory):
         self.stats.broadcasts += 1
         turn = self.turn
         if to is not None:
+            if isinstance(to, (Exchange, str)):
+                raise TypeError(f"to= takes sessions, as a set or a list of them, not a {type(to).__name__}")
             chosen = self.clients.intersection(to)
             chosen.discard(sender)
             if turn is not None:

@@ -94,6 +94,8 @@ def encode_message(message: Message | dict[str, Any], timestamp: str, request_id
         payload = encode(fields)
         _check_own(fields, payload)
         return payload
+    if not isinstance(message, Message):
+        raise TypeError(f"a message is a dict with a type, or a Message, not a {type(message).__name__}")
     # The message may be a request that is sent on, or an answer given again and again, frozen or not.
     message_id = message.id
     force_setattr(message, "id", request_id)

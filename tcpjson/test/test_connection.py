@@ -3757,6 +3757,19 @@ class IntroductionEndTests(IntroductionCase):
             self.assertEqual([what for what, *_ in self.seen], ["connect", "disconnect"])
             self.assertEqual(server.factory.stats.messages_in, 0)
 
+    def test_an_error_that_is_raised_again_and_again(self) -> None:
+        """It does not remember those whom it refused."""
+        banned = Forbidden("banned")
+
+        def meet(session: Any) -> None:
+            raise banned
+
+        self.meet = meet
+        server = self.server()
+        for _ in range(3):
+            self.assertEqual(self.codes(server.connect().receive()), ["welcome", "forbidden"])
+            self.assertIsNone(banned.__traceback__)
+
     def test_a_fatal_error(self) -> None:
         """It names the reason."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from contextvars import ContextVar
 from typing import Any
 
 from hypothesis import strategies
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from tcpjson.coroutines import start
+from tcpjson.coroutines import forget_cancelled, start
 from tcpjson.test.hypo import given
 
 _name = ContextVar("_name", default="outside")
@@ -18,6 +20,32 @@ _name = ContextVar("_name", default="outside")
 
 class Wrong(Exception):
     """What a coroutine raises here."""
+
+
+class ForgetTests(SynchronousTestCase):
+    def test_what_was_cancelled(self) -> None:
+        """It keeps nothing that a coroutine held."""
+        kept: list[weakref.ref[Wrong]] = []
+
+        async def act() -> None:
+            held = Wrong()
+            kept.append(weakref.ref(held))
+            await Deferred()
+
+        results: list[bool] = []
+        _, deferred = start(act())
+        deferred.addErrback(lambda failure: results.append(forget_cancelled(failure)))
+        gc.disable()
+        self.addCleanup(gc.enable)
+        deferred.cancel()
+        del deferred
+        self.assertEqual((results, kept[0]()), ([True], None))
+
+    def test_what_failed(self) -> None:
+        """It is left as it is: it is to be logged."""
+        failure = Failure(Wrong())
+        self.assertFalse(forget_cancelled(failure))
+        self.assertIsInstance(failure.value, Wrong)
 
 
 class StartTests(SynchronousTestCase):

@@ -15,7 +15,7 @@ from tcpjson import loading
 from tcpjson.handlers import Router
 from tcpjson.loading import load_router
 
-GOOD = "from tcpjson import Router\nrouter = Router()\n"
+GOOD = "from tcpjson import Router\nrouter = Router(); router.on_stop(print)\n"
 
 
 class LoadingTests(SynchronousTestCase):
@@ -190,6 +190,15 @@ class LoadingTests(SynchronousTestCase):
         ):
             self.assertEqual(self.fault(f"loading_wrong:{name}"), f"not a tcpjson.Router: {kind}")
 
+    def test_a_router_with_nothing_in_it(self) -> None:
+        """Somebody forgot a decorator."""
+        self.write("loading_empty.py", "from tcpjson import Router\nrouter = Router()\n")
+        self.assertIn("@router.handler", self.fault("loading_empty:router"))
+        for number, line in enumerate(("on_connect(print)", "middleware(print)", "add(Ping, print)")):
+            text = f"from tcpjson import Ping, Router\nrouter = Router()\nrouter.{line}\n"
+            self.write(f"loading_any{number}.py", text)
+            self.assertFalse(load_router(f"loading_any{number}:router").empty)
+
     def test_a_name_that_cannot_be_looked_up(self) -> None:
         self.write("loading_lazy.py", "def __getattr__(name):\n    raise KeyError(name)\n")
         self.assertIn("KeyError", self.fault("loading_lazy:router"))
@@ -197,7 +206,7 @@ class LoadingTests(SynchronousTestCase):
     def test_a_subclass(self) -> None:
         self.write(
             "loading_own.py",
-            "from tcpjson import Router\nclass Own(Router):\n    pass\nrouter = Own()\n",
+            "from tcpjson import Router\nclass Own(Router): ...\nrouter = Own()\nrouter.on_stop(print)\n",
         )
         router: Any = load_router("loading_own:router")
         self.assertEqual(type(router).__name__, "Own")

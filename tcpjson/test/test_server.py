@@ -1169,18 +1169,28 @@ class OddErrorTests(Case):
             def __str__(self) -> str:
                 raise KeyError
 
+        errors: list[ProtocolError] = []
+
+        def act(session: Any, message: Do) -> Any:
+            if message.n:
+                raise errors[-1]
+            return errors[-1]
+
+        self.act = act
         for error, code in (
             (Forbidden(retry_after=strange), "internal"),
             (Silent(), "internal"),
             (Forbidden(retry_after=float("inf")), "forbidden"),
             (Forbidden(retry_after=float("nan")), "forbidden"),
         ):
-            self.act = lambda session, message, error=error: error
-            self.one.send(do(id=5))
-            [answer] = self.one.receive()
-            self.assertEqual((answer["code"], answer["id"], answer["fatal"]), (code, 5, False))
-            self.assertNotIn("retry_after", answer)
-            self.assertEqual(len(self.flushLoggedErrors(KeyError, TypeError)), code == "internal")
+            errors.append(error)
+            self.one.send(do(0, id=5), do(1, id=5))
+            answers = self.one.receive()
+            self.assertEqual(len(answers), 2)
+            for answer in answers:
+                self.assertEqual((answer["code"], answer["id"], answer["fatal"]), (code, 5, False))
+                self.assertNotIn("retry_after", answer)
+            self.assertEqual(len(self.flushLoggedErrors(KeyError, TypeError)), 2 * (code == "internal"))
 
     def test_a_coroutine_that_asyncio_would_cancel(self) -> None:
         async def act(session: Any, message: Do) -> Any:
@@ -3001,6 +3011,23 @@ class SomeTests(Case):
         self.assertEqual(self.heard(), [[], [3], [], []])
         self.assertEqual(two.broadcast({"type": "n", "n": 4}, to=self.told(2, 2, 2)), 1)
         self.assertEqual(self.heard(), [[], [], [4], []])
+
+    def test_what_is_no_set_of_sessions(self) -> None:
+        one, two, *_ = self.sessions
+        wrong: list[Any] = [two, "alice"]
+        for to in wrong:
+            for sender in (one, self.memory.factory):
+                error = self.assertRaises(TypeError, sender.broadcast, {"type": "n", "n": 1}, to=to)
+                self.assertIn("to=", str(error))
+        self.assertEqual(self.heard(), [[]] * 4)
+
+    def test_what_is_no_message(self) -> None:
+        one = self.sessions[0]
+        wrong: list[Any] = ["hi", None, [{"type": "n"}], Message]
+        for message in wrong:
+            for send in (one.send, one.broadcast, self.memory.factory.broadcast):
+                self.assertIn("a dict with a type", str(self.assertRaises(TypeError, send, message)))
+        self.assertEqual(self.heard(), [[]] * 4)
 
     def test_nobody(self) -> None:
         one = self.sessions[0]

@@ -396,8 +396,8 @@ class HandlersOptionTests(HandlersCase, RefusingCase):
     """`--handlers`."""
 
     def test_in_their_order(self) -> None:
-        self.module("own_first", "")
-        self.module("own_second", "other = Router()\n")
+        self.module("own_first", "router.on_stop(print)\n")
+        self.module("own_second", "router.on_stop(print)\nother = Router()\nother.on_stop(print)\n")
         options = parse(
             *("--handlers", "own_second:other", "--handlers", "own_first:router"),
             *("--handlers=own_second:router",),
