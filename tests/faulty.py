@@ -585,6 +585,17 @@ class UptimeIsTooLong(Fault):
         return message
 
 
+@fault("times-of-statistics-agree")
+class StartMoves(Fault):
+    """Says that it was started just now, always."""
+
+    def change(self, link: Link, message: Message) -> Message:
+        if "server_start_time" in message:
+            message["server_start_time"] = message["current_time"]
+            message["uptime_seconds"] = 0
+        return message
+
+
 @fault("unknown-type", "unknown-missing-type")
 class UnknownTypesAreIgnored(Fault):
     """Does not answer types that it does not know, but the first of a connection."""
@@ -620,12 +631,12 @@ class LongFramesAreCut(Fault):
 # Section 4.
 
 
-def _spoiled(name: str, value: object) -> type[Fault]:
-    """A fault of which one field of welcome is wrong."""
+def spoiled(kind: str, fields: Message) -> type[Fault]:
+    """A fault of which some fields of messages of a type are wrong."""
 
     class Spoiled(Fault):
         def change(self, link: Link, message: Message) -> Message:
-            return {**message, name: value} if message["type"] == "welcome" else message
+            return {**message, **fields} if message["type"] == kind else message
 
     return Spoiled
 
@@ -641,7 +652,7 @@ for _name, _value in {
     "limits": {"frame_timeout": "30"},
 }.items():
     FAULTS[f"welcome_{_name}"] = Planted(
-        _spoiled(_name, _value), (f"welcome-{_name.replace('_', '-')}",), "plain"
+        spoiled("welcome", {_name: _value}), (f"welcome-{_name.replace('_', '-')}",), "plain"
     )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from tcpjson.conform.checks import check
+from tcpjson.conform.pace import LEAST
 from tcpjson.conform.scene import Scene
 from tcpjson.conform.verdicts import Failed
 from tcpjson.conform.wire import shown
@@ -92,13 +93,17 @@ def welcome_auth(scene: Scene) -> None:
 
 @check("R4.1")
 def welcome_limits(scene: Scene) -> None:
-    """limits is an object of numbers greater than 0."""
+    """limits is an object of numbers greater than 0, and its rates let a client answer a ping in time."""
     _field(
         scene,
         "limits",
         lambda value: isinstance(value, dict) and all(map(_number, value.values())),
         "an object of numbers greater than 0",
     )
+    limits = scene.facts.limits
+    for name, least in zip(("messages_per_second", "bytes_per_second"), LEAST, strict=True):
+        if limits.get(name, least) < least:
+            raise Failed(f"{name}: expected {least:g} or more, got {limits[name]:g}")
 
 
 @check("R4.1", must=False)

@@ -8,6 +8,13 @@ from contextlib import contextmanager
 
 from tcpjson.conform.verdicts import Skip
 
+#: The least messages and bytes a second that a client can live with: a pong, of 19 bytes at the least, is due
+#: within 10 s.
+LEAST = (0.1, 1.9)
+# By how much a wait is longer than the rate demands, and by how many seconds.
+_SLOWER = 1.5
+_LATER = 0.1
+
 
 class Patience:
     """
@@ -77,7 +84,7 @@ class Pace:
         Seconds to wait before so many messages and bytes are sent, which are taken as sent.
 
         Raises:
-            Skip: they are more than ever may be sent at once.
+            Skip: they are more than ever may be sent at once, or the rate is less than `LEAST`.
         """
         now = self._clock()
         passed, self._at = now - self._at, now
@@ -85,12 +92,13 @@ class Pace:
         for index, (rate, wanted) in enumerate(zip(self._rates, (messages, size), strict=True)):
             if rate is None:
                 continue
-            if wanted > max(rate, 1):
+            if rate < LEAST[index] or wanted > max(rate, 1):
                 what = ("messages", "bytes")[index]
                 raise Skip(f"it sends {wanted} {what} at once, and the server takes {rate:g} a second")
             self._left[index] = min(rate, self._left[index] + passed * rate) - wanted
             longest = max(longest, -self._left[index] / rate)
-        return longest
+        # The server may see what was sent before later than what is sent now.
+        return longest * _SLOWER + _LATER if longest else 0.0
 
 
 class Counter:
@@ -101,20 +109,21 @@ class Counter:
         self._missing = 0
 
     def feed(self, data: bytes) -> int:
-        """How many frames begin in bytes that go out."""
-        begun = 0
+        """How many frames end in bytes that go out."""
+        ended = 0
         rest = memoryview(data)
         while rest:
             if self._missing:
                 taken = min(self._missing, len(rest))
                 self._missing -= taken
+                ended += not self._missing
                 rest = rest[taken:]
                 continue
-            begun += not self._prefix
             taken = 4 - len(self._prefix)
             self._prefix, rest = self._prefix + bytes(rest[:taken]), rest[taken:]
             if len(self._prefix) == 4:
                 # Bit 31 says how the payload is written, or that nothing behind it counts any more.
                 self._missing = int.from_bytes(self._prefix, "big") & 0x7FFFFFFF
                 self._prefix = b""
-        return begun
+                ended += not self._missing
+        return ended

@@ -30,6 +30,8 @@ MODULES = (
 )
 # Seconds for an answer, at the least, of a server that lets us wait for others.
 _IMPATIENT = 0.25
+# Nothing can be checked without them.
+_GATES = (WELCOME, PING)
 # How often a failure makes us look whether others have come.
 _LOOKS = 5
 
@@ -60,8 +62,9 @@ class Runner:
         self._tell = tell
         self._note = note
         self._results: list[Result] = []
-        # Why nothing more can be checked.
+        # Why nothing more can be checked; and why nothing but what `welcome` says.
         self._gone = ""
+        self._mute = ""
         self._looks = 0
 
     @property
@@ -71,10 +74,12 @@ class Runner:
 
     def run(self, checks: Sequence[Check]) -> list[Result]:
         """Make all of them; returns what came of them, in order."""
-        for gate in (WELCOME, PING):
+        for gate in _GATES:
             result = self._make(gate)
             if result.verdict is not Verdict.PASSED:
-                self._gone = self._gone or f"{gate.name}: {result.reason}"
+                self._mute = f"{gate.name}: {result.reason}"
+                if gate is WELCOME:
+                    self._gone = self._gone or self._mute
                 break
         else:
             if self._scene.facts.auth:
@@ -111,8 +116,8 @@ class Runner:
     def _once(self, check: Check) -> Result:
         scene = self._scene
         began = scene.patience.now()
-        verdict, reason = Verdict.SKIPPED, self._gone
-        if not self._gone:
+        verdict, reason = Verdict.SKIPPED, self._gone or self._mute * (check.section != "4")
+        if not reason:
             verdict, reason = self._play(check)
         failed = verdict in (Verdict.FAILED, Verdict.WARNED)
         pieces = scene.transcript.pieces if failed else []
@@ -140,7 +145,8 @@ class Runner:
         try:
             check.play(scene)
         except Skip as skip:
-            verdict, reason = Verdict.SKIPPED, str(skip)
+            # Where nothing can be checked, not all is well.
+            verdict, reason = wrong if check in _GATES else Verdict.SKIPPED, str(skip)
         except Failed as failed:
             verdict, reason = wrong, str(failed)
             if failed.hung:

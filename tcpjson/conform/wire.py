@@ -13,7 +13,7 @@ from typing import Any
 
 from tcpjson.blocking.stream import Stream
 from tcpjson.conform.pace import Counter, Pace, Patience
-from tcpjson.conform.verdicts import Ended, Failed, Transcript
+from tcpjson.conform.verdicts import Ended, Failed, Skip, Transcript
 from tcpjson.core.compression import inflate
 from tcpjson.core.errors import ProtocolError
 from tcpjson.core.framing import COMPRESSED, frame
@@ -119,11 +119,14 @@ class Peer:
         return sent
 
     def send(self, *messages: object) -> None:
-        """Send JSON values, a frame each, in one write. Raises as `write`."""
-        self.write(b"".join(map(encode, messages)))
+        """Send JSON values, a frame each. Raises as `send_payload`."""
+        self.send_payload(*(json.dumps(message, ensure_ascii=False).encode() for message in messages))
 
     def send_payload(self, *payloads: bytes) -> None:
-        """Send payloads, a frame each, in one write. Raises as `write`."""
+        """Send payloads, a frame each, in one write. Raises as `write`, and `Skip` where one is too long."""
+        longest = max(map(len, payloads), default=0)
+        if longest > self.max_length:
+            raise Skip(f"it sends a payload of {longest} bytes, and max_length is {self.max_length}")
         self.write(b"".join(map(frame, payloads)))
 
     def _keep_pace(self, data: bytes) -> None:

@@ -37,6 +37,9 @@ def components(found: Catalogue, ref_template: str) -> dict[str, Schema]:
     structs = [_struct(entry, answer=False) for entry in requests if entry.type]
     structs += [_struct(entry, answer=True) for entry in found.answers if entry.type]
     schemas = {name: _mended(schema) for name, schema in _made(structs, ref_template).items()}
+    # Where two classes have one name, msgspec calls both otherwise.
+    for name in {struct.__name__ for struct in structs} - schemas.keys():
+        raise ValueError(f"a class of a field must not be called {name}, as a message is")
     for entries in (requests, found.answers):
         known = [entry.type for entry in entries if entry.type]
         for entry in entries:

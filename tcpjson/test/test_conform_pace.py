@@ -90,13 +90,25 @@ class PaceTests(SynchronousTestCase):
         pace = Pace(0.5, None, Clock().seconds)
         self.assertAlmostEqual(pace.wait_for(1, 0), 1.6)
 
+    def test_rates_that_cannot_be(self) -> None:
+        """Nobody waits for them."""
+        for rate in (5e-324, 1e-300, 0.09):
+            pace = Pace(rate, None, Clock().seconds)
+            error = self.assertRaises(Skip, pace.wait_for, 1, 0)
+            self.assertEqual(
+                str(error), f"it sends 1 messages at once, and the server takes {rate:g} a second"
+            )
+            self.assertRaises(Skip, Pace(None, rate, Clock().seconds).wait_for, 0, 1)
+        self.assertAlmostEqual(Pace(0.1, 1.9, Clock().seconds).wait_for(1, 1), 13.6)
+
 
 class CounterTests(SynchronousTestCase):
-    """Frames in what is sent."""
+    """Frames in what is sent, each where it ends."""
 
     def test_frames(self) -> None:
         data = b"".join(struct.pack(">I", size) + b"x" * size for size in (3, 0, 0, 300, 1))
         self.assertEqual(Counter().feed(data), 5)
+        self.assertEqual(Counter().feed(data[:-1]), 4)
         counter = Counter()
         self.assertEqual([counter.feed(bytes([byte])) for byte in data].count(1), 5)
         self.assertEqual(counter.feed(b""), 0)
@@ -107,7 +119,7 @@ class CounterTests(SynchronousTestCase):
 
     def test_a_length_without_end(self) -> None:
         counter = Counter()
-        self.assertEqual(counter.feed(b"\xff\xff\xff\xff" + b"\0" * 1000), 1)
+        self.assertEqual(counter.feed(b"\xff\xff\xff\xff" + b"\0" * 1000), 0)
 
 
 class FactsTests(SynchronousTestCase):

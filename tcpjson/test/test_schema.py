@@ -608,6 +608,13 @@ class HandlerTests(SynchronousTestCase):
         with self.assertRaisesRegex(ValueError, "must not be called client"):
             json_schema([returning(Grouped)])
 
+    def test_a_class_with_the_name_of_a_message(self) -> None:
+        for name in ("server.welcome", "client.odd"):
+            namesake = msgspec.defstruct(name, [("y", int)])
+            kind: Any = msgspec.defstruct("Odd", [("x", namesake)], bases=(Message,), tag="odd")
+            pattern = f"^a class of a field must not be called {name}, as a message is$"
+            self._assert_refused(pattern, routed(handling(kind)))
+
     def test_decimals(self) -> None:
         """They come as texts or as numbers."""
 
