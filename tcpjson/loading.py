@@ -23,8 +23,8 @@ def load_router(where: str) -> Router:
     Raises:
         ValueError: there is none, or its module cannot be imported; one line says why, and where.
     """
-    module_name, colon, name = where.partition(":")
-    if not (module_name and colon and name):
+    module_name, _, name = where.partition(":")
+    if not (name and all(part.isidentifier() for part in module_name.split("."))):
         raise ValueError("it must be MODULE:NAME, as game.moves:router")
     folder = os.getcwd()
     if folder not in sys.path:
@@ -47,7 +47,8 @@ def load_router(where: str) -> Router:
 def _fault(error: BaseException, module_name: str) -> str:
     """What went wrong in a module, in one line, with the place in it."""
     if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-        return f"no module {error.name}"
+        hint = "; leave .py out" if module_name.endswith(".py") else ""
+        return f"no module {error.name}{hint}"
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SyntaxError):
         # Its text names the place.

@@ -526,6 +526,10 @@ def makeService(options: Options) -> ServerService:
         )
     except (TypeError, ValueError) as error:
         fail(f"--handlers: {error}")
+    if options["handlers"]:
+        kinds = [kind for router in options["handlers"] for kind in router.handlers]
+        types = sorted(str(kind.__struct_config__.tag or kind.__name__) for kind in kinds)
+        log.info("handlers of: {types}", types=", ".join(types))
     certificates = [(port.description, port.tls) for port in ports if port.tls is not None]
     checkers = zip(options["auth"], options.get("credCheckers", ()), strict=True)
     return ServerService(

@@ -163,9 +163,12 @@ class LoadingTests(SynchronousTestCase):
     def test_names_that_no_module_has(self) -> None:
         """A fault, and in a line: what Python says of them."""
         for where in (".moves:router", "..:router", "a\0b:router", "game/moves.py:router", "a b:router"):
-            text = self.fault(where)
-            self.assertNotIn("importlib", text)
-            self.assertNotIn("loading.py", text)
+            self.assertEqual(self.fault(where), "it must be MODULE:NAME, as game.moves:router")
+
+    def test_the_name_of_a_file(self) -> None:
+        self.assertEqual(self.fault("loading_none.py:router"), "no module loading_none; leave .py out")
+        self.write("loading_file.py", GOOD)
+        self.assertEqual(self.fault("loading_file.py:router"), "no module loading_file.py; leave .py out")
 
     def test_the_line_is_the_authors(self) -> None:
         """Not that of Python's own library, which it called; but of what is installed, all there is."""

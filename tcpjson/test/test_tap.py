@@ -961,13 +961,17 @@ class MakeHandlersTests(HandlersCase, MakingCase):
     def test_they_are_served(self) -> None:
         self.module("own_served", self.handler("own"))
         self.module("own_pinged", self.handler("ping"))
+        lines = self.lines()
         service = self.make("--handlers", "own_served:router", "--handlers", "own_pinged:router")
+        self.assertEqual(lines(), ["handlers of: own, ping"])
         ready = service.factory.dialects.ready
         messages = ready.codec.decode([b'{"type":"own"}', b'{"type":"ping"}', b'{"type":"echo"}'])
         self.assertEqual([type(message).__name__ for message in messages], ["Own", "Own", "Echo"])
 
     def test_none(self) -> None:
+        lines = self.lines()
         ready = self.make().factory.dialects.ready
+        self.assertEqual(lines(), [])
         [message] = ready.codec.decode([b'{"type":"own"}'])
         self.assertEqual(type(message).__name__, "Custom")
 
