@@ -238,8 +238,9 @@ class Exchange(TCPJSONProtocol):
                 else:
                     payload = self._answer(answer, message)
                     order = self._order
-                    if self._latest is not None:
-                        self._weigh(len(payloads[handled - 1]))
+                    if (latest := self._latest) is not None:
+                        self._latest = None
+                        self._weigh(latest, len(payloads[handled - 1]))
             # An asyncio.CancelledError, say, is no Exception.
             except BaseException as error:
                 payload = self._refusal(error, message)
@@ -441,15 +442,13 @@ class Exchange(TCPJSONProtocol):
             self.hold(Hold.HANDLERS)
         deferred.addBoth(self._answered, slot)
 
-    def _weigh(self, size: int) -> None:
-        """Count the message of the latest unfinished handler: what these hold is bounded, too."""
-        slot, self._latest = self._latest, None
-        if slot is None or self._running is None or slot not in self._running:
-            return
-        slot.weight = size
-        self._running_bytes += size
-        if self._running_bytes > self.factory.limits.max_length:
-            self.hold(Hold.HANDLERS)
+    def _weigh(self, slot: Slot, size: int) -> None:
+        """Count the message of a handler, if that is unfinished: what these hold is bounded, too."""
+        if slot in (self._running or ()):
+            slot.weight = size
+            self._running_bytes += size
+            if self._running_bytes > self.factory.limits.max_length:
+                self.hold(Hold.HANDLERS)
 
     def _answered(self, result: object, slot: Slot) -> None:
         running = self._running

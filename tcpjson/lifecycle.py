@@ -141,7 +141,6 @@ class Lifecycle:
         # First: what is cancelled may go on all the same.
         occasion = self._unfinished.pop(deferred)
         log.error("{moment} was not done in time", moment=occasion.moment)
-        self._deadlines.clear(deferred)
         occasion.one_less()
         deferred.cancel()
         self._go_on()

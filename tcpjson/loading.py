@@ -50,9 +50,6 @@ def _fault(error: BaseException, module_name: str) -> str:
         hint = "; leave .py out" if module_name.endswith(".py") else ""
         return f"no module {error.name}{hint}"
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if isinstance(error, SyntaxError):
-        # Its text names the place.
-        return text
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
