@@ -20,6 +20,7 @@ from typing import NoReturn
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PEERS = ROOT / "tcpjson" / "bench" / "peers"
 LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 START_SECONDS = 30.0
 STOP_SECONDS = 12.0  # more than the server's own period of grace
@@ -104,9 +105,16 @@ def make_certificate(folder: Path) -> Certificate:
 
 
 TCPJSON = tcpjson()
-UVLOOP = Kind("uvloop", "uvloop+orjson", ("-m", "benchmarks.peers.uvloop_orjson", "0"), ("uvloop", "orjson"))
-STREAMS = Kind("streams", "streams+json", ("-m", "benchmarks.peers.asyncio_streams", "0"), ())
-TWISTED = Kind("twisted", "twisted+json", ("-m", "benchmarks.peers.twisted_json", "0"), ("twisted",))
+
+
+def _peer(name: str, label: str, program: str, *needs: str) -> Kind:
+    # By its path: so nothing of tcpjson is in the process.
+    return Kind(name, label, ("-P", str(PEERS / f"{program}.py"), "0"), needs)
+
+
+UVLOOP = _peer("uvloop", "uvloop+orjson", "uvloop_orjson", "uvloop", "orjson")
+STREAMS = _peer("streams", "streams+json", "asyncio_streams")
+TWISTED = _peer("twisted", "twisted+json", "twisted_json", "twisted")
 KINDS = {kind.name: kind for kind in (TCPJSON, UVLOOP, STREAMS, TWISTED)}
 
 

@@ -131,7 +131,7 @@ def _read(path: str) -> bytes:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     if others:
-        log.warn("{path} is open to others than its owner: chmod 600", path=path)
+        log.warn("{path} is open to others than its owner: chmod 600", event="open_file", path=path)
     return content
 
 
@@ -159,7 +159,12 @@ class _FileChecker(ABC):
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
         if not count:
-            log.warn("{path} has no {what}: nobody can log in by it", path=self.path, what=self.entries)
+            log.warn(
+                "{path} has no {what}: nobody can log in by it",
+                event="empty_file",
+                path=self.path,
+                what=self.entries,
+            )
 
     @abstractmethod
     def _load(self, content: bytes) -> int:
@@ -411,7 +416,7 @@ class _Attempt:
             # Its text may hold a name or a password.
             kind = type(failure.value).__name__
             where = "{1}:{2}".format(*failure.frames[-1]) if failure.frames else "an unknown place"
-            log.error("a checker failed: {kind} at {where}", kind=kind, where=where)
+            log.error("a checker failed: {kind} at {where}", event="checker_failed", kind=kind, where=where)
         self._ask()
 
     def _conclude(self, user: str | None) -> None:

@@ -14,7 +14,6 @@ from zope.interface import implementer
 from tcpjson.auth import MAX_FAILURES, SCRAM, Login
 from tcpjson.core import compression, errors
 from tcpjson.core.backoff import DELAYS
-from tcpjson.core.encoding import encode_message
 from tcpjson.core.errors import (
     AuthFailed,
     AuthTimeout,
@@ -25,7 +24,6 @@ from tcpjson.core.errors import (
     Internal,
     ProtocolError,
 )
-from tcpjson.core.framing import frame
 from tcpjson.core.heartbeat import Heartbeat, Silence, Verdict
 from tcpjson.core.limits import PRE_AUTH_MAX_LENGTH
 from tcpjson.core.messages import (
@@ -150,6 +148,7 @@ class Connection(Exchange):
         identity = peer_identity(self.transport)
         if identity is not None:
             self.user = identity
+            factory.stats.logins["certificate", "authenticated"] += 1
         if factory.authenticator is None or identity is not None:
             self._state = advance(self._state, Event.IDENTIFIED)
             self._serve()
@@ -257,7 +256,7 @@ class Connection(Exchange):
         response = HelloResponse(heartbeat=self._answers_pings, compression=chosen)
         if chosen is None:
             return response
-        self._reply([encode_message(response, self.timestamp, message.id)])
+        self._reply([self._answer(response, message)])
         assert factory.turn is not None
         self._send_gathered(factory.turn)
         self._reader.inflate = compression.inflate
@@ -307,7 +306,8 @@ class Connection(Exchange):
             # It was cancelled, which alone makes it fail.
             self._reply([self._refusal(HandlerTimeout(), message)])
         else:
-            self._reply([encode_message(result, self.timestamp, message.id)])
+            self._reply([self._answer(result, message)])
+            self.factory.stats.logins[message.mechanism or SCRAM, result.status] += 1
             if result.user is not UNSET:
                 self._login = None
                 self.user = result.user
@@ -350,12 +350,12 @@ class Connection(Exchange):
         self.factory.auth_deadlines.clear(self)
         if self._state is not State.READY:
             if failure is not None and not forget_cancelled(failure):
-                log.failure("on_connect failed for {client}, who is gone", failure, client=self.client_id)
+                self._failed("on_connect failed for {client}, who is gone", failure)
             return
         if failure is not None:
             error = failure.value
             if not isinstance(error, ProtocolError):
-                log.failure("on_connect failed for {client}", failure, client=self.client_id)
+                self._failed("on_connect failed for {client}", failure)
                 error = Internal()
             self._turn_out(error)
         self._decided()
@@ -364,7 +364,7 @@ class Connection(Exchange):
         """The application does not want the client, or cannot have it."""
         error.forget_origin()
         reason = error.code if error.fatal else errors.CLOSED_BY_HANDLER
-        self._finish(reason, frame(self._error_payload(error, fatal=True)))
+        self._finish(reason, self._error_payload(error, fatal=True))
 
     def _life(self) -> object:
         """What changes with every sign of life (section 1)."""

@@ -36,8 +36,6 @@ def forget_cancelled(failure: Failure) -> bool:
     """
     if not failure.check(CancelledError):
         return False
-    assert failure.value is not None
-    failure.value.__traceback__ = None
     failure.cleanFailure()
     return True
 
@@ -49,8 +47,7 @@ def _rest(context: Context, coroutine: Coroutine[Any, Any, Any], awaited: Any) -
             try:
                 value = yield awaited
             except GeneratorExit:
-                # Nobody waits for it any more, nor for the coroutine, which the collector may have closed.
-                context.run(coroutine.close)
+                # Nobody waits for it any more, nor for the coroutine, which the collector closes too.
                 raise
             # Whatever it is, it is for the coroutine.
             except BaseException as error:

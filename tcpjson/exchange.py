@@ -26,6 +26,7 @@ from tcpjson.core.errors import (
     TooLarge,
 )
 from tcpjson.core.framing import frame, join_frames, length_hint
+from tcpjson.core.histogram import BATCH
 from tcpjson.core.limits import CLOSE_TIMEOUT, HIGH_WATER
 from tcpjson.core.messages import Error, Message, ServerStats
 from tcpjson.core.ordering import AnswerOrder, Slot
@@ -33,7 +34,7 @@ from tcpjson.core.ratelimit import Meter
 from tcpjson.core.session import Event, State, advance
 from tcpjson.coroutines import forget_cancelled, start
 from tcpjson.handlers import Recipients, Server, Session
-from tcpjson.protocol import BATCH, Hold, TCPJSONProtocol
+from tcpjson.protocol import Hold, TCPJSONProtocol
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -45,8 +46,8 @@ log = Logger()
 
 # Answers waiting below which a peer's requests are handled again.
 _LOW_WATER = HIGH_WATER // 2
-# Answers so short that a batch of them is less than the high-water mark.
-_SHORT = HIGH_WATER // BATCH // 2
+# Seconds that the messages of one read may hold up all other clients without a word in the log.
+_HELD_UP = 0.5
 # Looks at a peer that takes nothing, in one write_timeout.
 _LOOKS = 4
 
@@ -115,6 +116,7 @@ class Exchange(TCPJSONProtocol):
     _abandon_call: IDelayedCall | None = None
     # What is to be decided before anything else is handled: who the client is.
     _checking: Deferred[Any] | None = None
+    _waits_since = 0.0
     _progress: tuple[int, int, int] | None = None
     _progress_since = 0.0
     # Whether a rate, or a shutdown, bounds how many frames are handled.
@@ -138,6 +140,26 @@ class Exchange(TCPJSONProtocol):
     def bytes_out(self) -> int:
         """Bytes that left for the client."""
         return self._outbox.taken
+
+    @property
+    def waits_since(self) -> float | None:
+        """Since when, in seconds, something has always waited for the client; None: nothing waits."""
+        return self._waits_since if self._outbox.waiting else None
+
+    @property
+    def status(self) -> State:
+        """What the connection is at."""
+        return self._state
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Why its messages are not handled now, each in a word; empty when they are."""
+        return tuple(str(hold.name).lower() for hold in Hold(self._holds))
+
+    @property
+    def unfinished(self) -> int:
+        """How many handlers of its messages are unfinished."""
+        return len(self._running or ())
 
     # Receiving.
 
@@ -190,38 +212,50 @@ class Exchange(TCPJSONProtocol):
     def _handle(self, payloads: list[bytes], turn: Turn) -> int:
         """Handle payloads in order until something holds the rest; returns how many were handled."""
         factory = self.factory
+        started = self._clock.seconds()
         dialect = self.dialect
         handlers = dialect.handlers
         stats = factory.stats
-        kinds = stats.kinds
+        received = stats.received
         answers = turn.answers
         timestamp = turn.timestamp
         order = self._order
-        # What may be gathered before the socket is tried. When nothing waits, short answers need no counting:
-        # there are not more than fit in a batch.
+        # Bytes of the answers, and how many there may be before the socket is tried.
+        written = 0
         room = HIGH_WATER - self._outbox.answers
-        short = 0 if self._outbox.answers else _SHORT
         messages = dialect.codec.decode(payloads)
         stats.messages_in += len(messages)
-        # Messages mostly come as more of the same: what is known of their kind is looked up when it changes.
-        kind = answer_kind = offset = None
+        # Messages mostly come as more of the same: what is known of their kind is looked up when it changes,
+        # and counted then. These are where the run of a kind began.
+        kind = offset = None
         handler: Any = None
-        handled = counted = 0
+        answer_kind: Any = None
+        counts = sent = [0, 0]
+        handled = begun = answered = written_before = 0
         for message in messages:
             if type(message) is not kind:
                 if kind is not None:
-                    kinds[kind] += handled - counted
+                    counts[0] += handled - begun - 1
+                    counts[1] += sum(map(len, payloads[begun:handled]))
                 kind = type(message)
                 handler = handlers[kind]
+                counts = received[kind]
                 # The first at once: statistics that it asks for know of it.
-                kinds[kind] += 1
-                counted = handled + 1
+                counts[0] += 1
+                begun = handled
             handled += 1
             try:
                 answer = handler(self, message)
                 if type(answer) is not answer_kind:
+                    if offset is not None:
+                        sent[0] += handled - 1 - answered
+                        sent[1] += written - written_before
                     answer_kind = type(answer)
                     offset = RAW_OFFSETS.get(answer_kind)
+                    if offset is not None:
+                        sent = stats.sent[answer_kind]
+                        answered = handled - 1
+                        written_before = written
                 if offset is not None:
                     # `encode_message`, for the answers that are sent most.
                     answer.timestamp = timestamp
@@ -243,26 +277,42 @@ class Exchange(TCPJSONProtocol):
                         self._weigh(latest, len(payloads[handled - 1]))
             # An asyncio.CancelledError, say, is no Exception.
             except BaseException as error:
+                if offset is not None:
+                    sent[0] += handled - 1 - answered
+                    sent[1] += written - written_before
+                    answer_kind = offset = None
                 payload = self._refusal(error, message)
+            written += len(payload)
             if order is not None and message.id in _NO_ID and payload and order.queue(payload):
+                room += len(payload)
                 self._limit_answers()
             elif payload:
                 answers.append(payload)
-                if len(payload) > short:
-                    room -= len(payload)
-                    if room < 0:
-                        self._send_gathered(turn)
-                        self._limit_answers()
-                        room = HIGH_WATER - self._outbox.answers
-                        short = 0 if self._outbox.answers else _SHORT
+                if written > room:
+                    self._send_gathered(turn)
+                    self._limit_answers()
+                    room = written + HIGH_WATER - self._outbox.answers
             if self._holds:
                 break
         if kind is not None:
-            kinds[kind] += handled - counted
+            counts[0] += handled - begun - 1
+            counts[1] += sum(map(len, payloads[begun:handled]))
+            if offset is not None:
+                sent[0] += handled - answered
+                sent[1] += written - written_before
         self.messages_in += handled
         if handled < len(messages):
             # What is left will be counted when it is handled.
             stats.messages_in -= len(messages) - handled
+        seconds = self._clock.seconds() - started
+        pending = stats.handling.pending
+        pending.append(seconds)
+        if len(pending) >= BATCH:
+            stats.handling.settle()
+        if factory.message_log is not None:
+            factory.message_log.received(self, payloads, messages, handled)
+        if seconds > _HELD_UP:
+            factory.held_up(self, kind, handled, seconds)
         return handled
 
     def hold(self, reason: Hold) -> None:
@@ -328,7 +378,9 @@ class Exchange(TCPJSONProtocol):
         factory.stats.over_rate += 1
         if not self._over_rate:
             self._over_rate = True
-            log.info("{client} sends more than the rate", client=self.client_id)
+            log.info(
+                "{client} sends more than the rate", event="over_rate", client=self.client_id, user=self.user
+            )
         return payloads if factory.limits.rate_policy == "observe" else payloads[:charged], charged
 
     def _limit(self, payloads: list[bytes], charged: int, handled: int) -> None:
@@ -375,7 +427,9 @@ class Exchange(TCPJSONProtocol):
         if answer is None:
             return b""
         if isinstance(answer, (Message, dict)):
-            return encode_message(answer, self.timestamp, message.id)
+            payload = encode_message(answer, self.timestamp, message.id)
+            self.factory.stats.count_sent(type(answer), 1, len(payload))
+            return payload
         if isinstance(answer, ProtocolError):
             return self._refusal(answer, message)
         if isinstance(answer, Coroutine):
@@ -391,13 +445,25 @@ class Exchange(TCPJSONProtocol):
         """The error for a message that could not be handled; empty when it ends the connection."""
         if not isinstance(error, ProtocolError):
             kind = type(message).__name__
-            log.failure("handler of {kind} failed for {client}", failure, kind=kind, client=self.client_id)
+            self._failed("handler of {kind} failed for {client}", failure, kind)
             error = Internal()
         error.forget_origin()
         if error.fatal:
             self.fail(error)
             return b""
         return self._error_payload(error, message.id)
+
+    def _failed(self, text: str, failure: Failure | None = None, kind: str = "") -> None:
+        """Something of the application failed; `failure`: None for what is being handled."""
+        self.factory.notices.failure(
+            "handler_failed",
+            text,
+            failure,
+            item=f"{text} {kind}",
+            client=self.client_id,
+            user=self.user,
+            kind=kind,
+        )
 
     def _error_payload(self, error: ProtocolError, request_id: Any = UNSET, *, fatal: bool = False) -> bytes:
         retry_after = error.retry_after
@@ -410,9 +476,10 @@ class Exchange(TCPJSONProtocol):
             )
             payload = encode_message(answer, self.timestamp, request_id)
             self.factory.stats.errors[error.code] += 1
+            self.factory.stats.count_sent(Error, 1, len(payload))
         # An application can make its own of anything.
         except Exception:
-            log.failure("cannot tell {client} of {kind}", client=self.client_id, kind=type(error).__name__)
+            self._failed("cannot tell {client} of {kind}", None, type(error).__name__)
             return self._error_payload(Internal(), request_id, fatal=fatal)
         return payload
 
@@ -455,7 +522,7 @@ class Exchange(TCPJSONProtocol):
         if running is None or slot not in running:
             # It took too long, or the client is gone; what it still came to matters to nobody.
             if isinstance(result, Failure) and not forget_cancelled(result):
-                log.failure("handler failed for {client}, who is gone", result, client=self.client_id)
+                self._failed("handler failed for {client}, who is gone", result)
             return
         _, message = running[slot]
         try:
@@ -479,10 +546,15 @@ class Exchange(TCPJSONProtocol):
 
     def _settle(self, slot: Slot, payload: bytes) -> None:
         """An unfinished handler is finished."""
-        if self._running is None or self._order is None or self._running.pop(slot, None) is None:
+        if self._running is None or self._order is None or slot not in self._running:
             return
+        _, message = self._running.pop(slot)
         self._running_bytes -= slot.weight
-        self.factory.handler_deadlines.clear((self, slot))
+        factory = self.factory
+        now = self._clock.seconds()
+        # That which has passed is forgotten.
+        left = (factory.handler_deadlines.clear((self, slot)) or now) - now
+        factory.stats.waited(type(message), factory.limits.handler_timeout - left)
         payloads = self._order.settle(slot, payload)
         if not self._order.unsettled:
             self._order = None
@@ -520,18 +592,22 @@ class Exchange(TCPJSONProtocol):
             stats = self.factory.stats
             stats.messages_out += count
             stats.bytes_out += len(data)
+            if self.factory.message_log is not None:
+                self.factory.message_log.sent(self, payloads)
             self._outbox.write(data, True)
 
     def _frames(self, payloads: list[bytes]) -> bytes:
         """The frames of payloads, as this client takes them."""
         return self.factory.pack(payloads) if self.compresses else join_frames(payloads)
 
-    def _count_out(self, size: int) -> None:
-        """Count a message of `size` bytes with its length."""
+    def _count_out(self, payload: bytes, size: int) -> None:
+        """Count a message whose frame has `size` bytes."""
         self.messages_out += 1
-        stats = self.factory.stats
-        stats.messages_out += 1
-        stats.bytes_out += size
+        factory = self.factory
+        factory.stats.messages_out += 1
+        factory.stats.bytes_out += size
+        if factory.message_log is not None:
+            factory.message_log.sent(self, [payload])
 
     def _answers_waiting(self) -> int:
         return self._outbox.answers + (self._order.held if self._order is not None else 0)
@@ -566,9 +642,8 @@ class Exchange(TCPJSONProtocol):
 
     def outboxWaits(self) -> None:
         self._progress = None
-        self.factory.write_deadlines.set(
-            self, self._clock.seconds() + self.factory.limits.write_timeout / _LOOKS
-        )
+        now = self._waits_since = self._clock.seconds()
+        self.factory.write_deadlines.set(self, now + self.factory.limits.write_timeout / _LOOKS)
 
     def look_at_progress(self) -> None:
         """Something waits for the client: see whether it takes any of it (section 9, `slow_consumer`)."""
@@ -610,6 +685,7 @@ class Exchange(TCPJSONProtocol):
         factory = self.factory
         turn = factory.turn
         if turn is not None and turn.connection is self:
+            factory.stats.count_sent(type(message), 1, len(payload))
             self._gather(turn, [payload])
             return
         if turn is not None:
@@ -617,7 +693,8 @@ class Exchange(TCPJSONProtocol):
             factory.deliver_burst(turn)
         data = self._frames([payload])
         if self.has_room(len(data)):
-            self._count_out(len(data))
+            factory.stats.count_sent(type(message), 1, len(payload))
+            self._count_out(payload, len(data))
             if turn is None:
                 self._outbox.write(data)
             else:
@@ -663,10 +740,10 @@ class Exchange(TCPJSONProtocol):
             return
         if isinstance(error, SlowConsumer):
             self._outbox.drop_unbegun()
-        self._finish(error.code, frame(self._error_payload(error)))
+        self._finish(error.code, self._error_payload(error))
 
     def _finish(self, reason: str, last: bytes = b"") -> None:
-        """Send the answers already made, then `last`, then close."""
+        """Send the answers already made, then the payload `last`, then close."""
         if self._holds & _ENDING:
             return
         factory = self.factory
@@ -680,7 +757,9 @@ class Exchange(TCPJSONProtocol):
         if self._order is not None:
             self._send_now(self._order.give_up())
         if last:
-            self._count_out(len(last))
+            payload = last
+            last = frame(payload)
+            self._count_out(payload, len(last))
         # What the system still has for a client that reads slowly gets the whole of the grace period.
         patient = self._leaving and self._outbox.acknowledged < self._outbox.sent
         self.end(last, max(CLOSE_TIMEOUT, factory.grace_left()) if patient else CLOSE_TIMEOUT)
@@ -752,7 +831,7 @@ class Exchange(TCPJSONProtocol):
             deferred.cancel()
         # The canceller is the application's: whatever it raises, the others are cancelled too.
         except BaseException:
-            log.failure("what is done for {client} cannot be cancelled", client=self.client_id)
+            self._failed("what is done for {client} cannot be cancelled")
 
     @property
     def _ended_by_client(self) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from tcpjson.core.errors import ProtocolError
 from tcpjson.core.messages import Custom, Message, Refused, ServerStats, Text
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
+
+log = Logger()
 
 #: What a handler may return: the answer, an error (raised, it does the same), None for no answer, or
 #: something that leads to one of these.
@@ -105,6 +108,9 @@ Hook = Callable[[Any], object]
 Moment = Literal["on_start", "on_connect", "on_disconnect", "on_stop"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# In place of a function, where a decorator is called by hand.
+_NO_FUNCTION: Any = None
+
 
 def name_of(function: object) -> str:
     """What to call a function where it is spoken of to its author."""
@@ -128,14 +134,36 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 def _around(middleware: Middleware, handler: Handler) -> Handler:
     """A handler with a middleware around it."""
-    following = handler
     if _is_async(middleware):
 
         async def following(session: Any, message: Any) -> Any:
             answer = handler(session, message)
             return await answer if isinstance(answer, Awaitable) else answer
 
-    return lambda session, message: middleware(session, message, following)
+        return lambda session, message: middleware(session, message, following)
+    answered = told = False
+
+    def noted(session: Any, message: Any) -> Any:
+        nonlocal answered
+        answer = handler(session, message)
+        answered = answer is not None
+        return answer
+
+    def around(session: Any, message: Any) -> Any:
+        nonlocal answered, told
+        answered = False
+        answer = middleware(session, message, noted)
+        if answered and answer is None and not told:
+            told = True
+            log.warn(
+                "{middleware} returned None in place of the answer to {kind}: is a return missing?",
+                event="answer_lost",
+                middleware=name_of(middleware),
+                kind=type(message).__name__,
+            )
+        return answer
+
+    return around
 
 
 class Router:
@@ -174,12 +202,15 @@ class Router:
         self._middlewares: list[Middleware] = []
         self._hooks: dict[Moment, list[Hook]] = {}
 
+    def __iter__(self) -> NoReturn:
+        raise TypeError("routers are given as a list: routers=[router]")
+
     @property
     def handlers(self) -> dict[type[Message], Callable[[Any, Any], Any]]:
         """The handlers by message class."""
         return dict(self._handlers)
 
-    def handler(self, function: Function) -> Function:
+    def handler(self, function: Function = _NO_FUNCTION) -> Function:
         """
         Decorator: the function handles the message class that its second parameter is annotated with.
 
@@ -187,6 +218,8 @@ class Router:
             TypeError: the function does not take a session and a message of a `Message` subclass.
             ValueError: the class, or its tag, has a handler already.
         """
+        if not callable(function):
+            raise TypeError("put @router.handler before a function, without parentheses")
         name = name_of(function)
         parameters = list(inspect.signature(function).parameters.values())
         if len(parameters) != 2 or any(parameter.kind not in _POSITIONAL for parameter in parameters):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
+    from tcpjson.notices import Notices
+
 log = Logger()
 
 
@@ -56,10 +58,12 @@ class Lifecycle:
         clock: calls later.
         router: has the hooks.
         timeout: seconds after which one is cancelled.
+        notices: tells of those that fail.
     """
 
-    def __init__(self, clock: IReactorTime, router: Router, timeout: float) -> None:
+    def __init__(self, clock: IReactorTime, router: Router, timeout: float, notices: Notices) -> None:
         self._clock = clock
+        self._notices = notices
         self._router = router
         self._timeout = timeout
         self._deadlines = Deadlines[Deferred[None]](clock, self._expired)
@@ -89,7 +93,7 @@ class Lifecycle:
             try:
                 hook(server)
             except Exception as error:
-                log.failure("on_start failed")
+                log.failure("on_start failed", event="hook_failed")
                 reason = f"{type(error).__name__}: {error}"
                 raise StartFailed(f"on_start: {name_of(hook)}: {reason}") from error
         self._started = self._waits = True
@@ -140,7 +144,8 @@ class Lifecycle:
     def _expired(self, deferred: Deferred[None]) -> None:
         # First: what is cancelled may go on all the same.
         occasion = self._unfinished.pop(deferred)
-        log.error("{moment} was not done in time", moment=occasion.moment)
+        moment = occasion.moment
+        self._notices.warn("hook_late", "{moment} was not done in time", item=moment, moment=moment)
         occasion.one_less()
         deferred.cancel()
         self._go_on()
@@ -149,7 +154,7 @@ class Lifecycle:
         occasion = self._unfinished.pop(deferred, None)
         self._deadlines.clear(deferred)
         if failure is not None and (occasion is not None or not forget_cancelled(failure)):
-            log.failure("{moment} failed", failure, moment=moment)
+            self._notices.failure("hook_failed", "{moment} failed", failure, item=moment, moment=moment)
         if occasion is not None:
             occasion.one_less()
         self._go_on()

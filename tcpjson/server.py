@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from tcpjson.connection import Connection
 from tcpjson.core import compression
 from tcpjson.core.admission import Admission
 from tcpjson.core.encoding import encode_message
-from tcpjson.core.errors import GoingAway, ProtocolError
+from tcpjson.core.errors import GoingAway, ProtocolError, SlowConsumer
 from tcpjson.core.framing import join_frames
 from tcpjson.core.limits import Limits
 from tcpjson.core.messages import Message, ServerStats, Welcome
@@ -31,6 +30,7 @@ from tcpjson.dialects import Dialects
 from tcpjson.exchange import Exchange, Turn
 from tcpjson.handlers import Recipients, Router, Session
 from tcpjson.lifecycle import Lifecycle
+from tcpjson.notices import Notices
 from tcpjson.timestamps import Timestamps
 from tcpjson.transports import descriptor_of, tune
 from tcpjson.turns import Turns
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
     from tcpjson.auth import Authenticator
+    from tcpjson.messagelog import MessageLog
 
 log = Logger()
 
@@ -56,43 +57,6 @@ _SPREAD = (2.0, 30.0)
 _NAME_LENGTH = 80
 
 
-class _Refusals:
-    """Logs refused connections, in one line a second."""
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._counts: Counter[str] = Counter()
-        self._last = ""
-        self._call: IDelayedCall | None = None
-
-    def note(self, code: str, client_id: str) -> None:
-        """A connection was refused."""
-        self._counts[code] += 1
-        self._last = client_id
-        if self._call is None:
-            self._log()
-            self._call = self._clock.callLater(1.0, self._look)
-
-    def _look(self) -> None:
-        self._call = None
-        if self._counts:
-            self._log()
-            self._call = self._clock.callLater(1.0, self._look)
-
-    def _log(self) -> None:
-        counts = " ".join(f"{code}={count}" for code, count in sorted(self._counts.items()))
-        self._counts.clear()
-        log.warn("refused connections: {counts} last={client}", counts=counts, client=self._last)
-
-    def stop(self) -> None:
-        """Leave no delayed call behind, and nothing unsaid."""
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
-        if self._counts:
-            self._log()
-
-
 class TCPJSONServerFactory(ServerFactory):
     """
     The shared state of a server: its clients, its limits, its router, its statistics.
@@ -103,6 +67,7 @@ class TCPJSONServerFactory(ServerFactory):
         routers: the application's handlers, which may take over classic types, and hooks.
         strict: refuse plain text and types that nobody handles.
         authenticator: who may be a client; None: whoever comes.
+        message_log: is told of each message.
         wall: tells the time of day in seconds since 1970.
         compress_over: bytes over which a message is compressed for clients that ask for it (section 7); None:
             no compression.
@@ -124,6 +89,7 @@ class TCPJSONServerFactory(ServerFactory):
         routers: Sequence[Router] = (),
         strict: bool = False,
         authenticator: Authenticator | None = None,
+        message_log: MessageLog | None = None,
         wall: Callable[[], float] = time.time,
         compress_over: int | None = compression.COMPRESS_OVER,
         send_buffer: int | None = None,
@@ -133,9 +99,9 @@ class TCPJSONServerFactory(ServerFactory):
         self.clock = clock
         self.limits = limits or Limits()
         self.authenticator = authenticator
+        self.message_log = message_log
         router = Router().merged(*routers)
         self.dialects = Dialects(Connection.hello, Connection.authenticate, router, strict)
-        self.lifecycle = Lifecycle(clock, router, self.limits.handler_timeout)
         self.timestamps = Timestamps(wall)
         #: The names of the compressions that clients may choose from.
         self.compression = () if compress_over is None else compression.NAMES
@@ -145,7 +111,9 @@ class TCPJSONServerFactory(ServerFactory):
         #: Those that are connected, whatever their state.
         self.connections: set[Connection] = set()
         self.admission = Admission(self.limits)
-        self._refusals = _Refusals(clock)
+        #: Tells the log of what happens again and again.
+        self.notices = Notices(clock, log)
+        self.lifecycle = Lifecycle(clock, router, self.limits.handler_timeout, self.notices)
         self._stopped = False
         #: Whether the server shuts down: it is not ready to be sent new clients.
         self.draining = False
@@ -194,9 +162,9 @@ class TCPJSONServerFactory(ServerFactory):
         if self._stopped and not self.connections:
             for deadlines in (*self.connection_deadlines, self.handler_deadlines):
                 deadlines.stop()
-            self._refusals.stop()
             self.turns.stop()
             self.lifecycle.stop(self)
+            self.notices.stop()
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:  # type: ignore[override]  # no ProtocolFactory of Twisted's own
         connection = Connection(self.clock)
@@ -221,7 +189,10 @@ class TCPJSONServerFactory(ServerFactory):
 
     def refused(self, connection: Connection, code: str) -> None:
         """There is no room for a connection; `code` is one of section 9."""
-        self._refusals.note(code, connection.client_id)
+        self.stats.refused[code] += 1
+        self.notices.warn(
+            "refused", "refused {client}: {code}", item=code, client=connection.client_id, code=code
+        )
 
     def may_linger(self) -> bool:
         """Whether a connection that was refused may wait for the peer to close it."""
@@ -235,6 +206,15 @@ class TCPJSONServerFactory(ServerFactory):
             self.usual_turn = Turn()
         if not connection.turned_away:
             self._remember(connection)
+        if connection.reason == SlowConsumer.code:
+            self.notices.warn(
+                "slow_consumer",
+                "{client}{_user} was closed: it did not read what was sent to it",
+                client=connection.client_id,
+                user=connection.user,
+                _user=_user(connection),
+                code=connection.reason,
+            )
         self.stats.disconnects[connection.reason] += 1
         self._stop_timers()
         if not self.connections:
@@ -243,6 +223,7 @@ class TCPJSONServerFactory(ServerFactory):
     def _remember(self, connection: Connection) -> None:
         """Keep, and log, what there is to say of a connection that was."""
         age = self.clock.seconds() - connection.opened
+        self.stats.durations.observe(age)
         self.stats.closed.append(
             ClosedConnection(
                 connection.client_id,
@@ -251,17 +232,24 @@ class TCPJSONServerFactory(ServerFactory):
                 age,
                 connection.bytes_in,
                 connection.bytes_out,
+                connection.messages_in,
+                connection.messages_out,
+                connection.detail,
+                self.timestamps.now(),
             )
         )
         log.info(
-            "disconnected {client}{user} reason={code}{detail} seconds={seconds:.3f}"
+            "disconnected {client}{_user} reason={code}{_detail} seconds={seconds:.3f}"
             " messages_in={messages_in} messages_out={messages_out}"
             " bytes_in={bytes_in} bytes_out={bytes_out}",
+            event="disconnected",
             client=connection.client_id,
-            user=_user(connection),
+            user=connection.user,
+            _user=_user(connection),
             code=connection.reason,
-            detail=f" why={connection.detail}" if connection.detail else "",
-            seconds=age,
+            detail=connection.detail,
+            _detail=f" why={connection.detail}" if connection.detail else "",
+            seconds=round(age, 6),
             messages_in=connection.messages_in,
             messages_out=connection.messages_out,
             bytes_in=connection.bytes_in,
@@ -280,24 +268,44 @@ class TCPJSONServerFactory(ServerFactory):
             compression=self.compression,
             auth=mechanisms,
         )
-        return encode_message(welcome, self.timestamps.now())
+        payload = encode_message(welcome, self.timestamps.now())
+        self.stats.count_sent(Welcome, 1, len(payload))
+        return payload
 
     def join(self, connection: Connection) -> None:
         """A client is there."""
         self.clients.add(connection)
         self.stats.peak_clients = max(self.stats.peak_clients, len(self.clients))
         log.info(
-            "connected {client}{user} clients={clients}",
+            "connected {client}{_user} clients={clients}",
+            event="connected",
             client=connection.client_id,
-            user=_user(connection),
+            user=connection.user,
+            _user=_user(connection),
             clients=len(self.clients),
         )
 
     def login_failed(self, connection: Connection, mechanism: str) -> None:
         """Somebody did not prove who it is; `mechanism` is one of section 6."""
         self.stats.failed_logins += 1
-        log.warn(
-            "login failed {client} mechanism={mechanism}", client=connection.client_id, mechanism=mechanism
+        self.notices.warn(
+            "login_failed",
+            "login failed {client} mechanism={mechanism}",
+            item=connection.client_id.rpartition(":")[0],
+            client=connection.client_id,
+            mechanism=mechanism,
+        )
+
+    def held_up(self, connection: Exchange, kind: type[Message] | None, handled: int, seconds: float) -> None:
+        """Handling messages of one client, the last of a kind, took so long that all others waited."""
+        self.notices.warn(
+            "held_up",
+            "nobody else was served for {seconds:.1f} seconds: {count} messages of {client} were handled,"
+            " the last a {kind}",
+            seconds=seconds,
+            count=handled,
+            client=connection.client_id,
+            kind=getattr(kind, "__name__", None),
         )
 
     def leave(self, connection: Exchange) -> None:
@@ -373,12 +381,13 @@ class TCPJSONServerFactory(ServerFactory):
         packed: bytes | None = None
         saved = 0
         count = len(payloads)
+        length = sum(map(len, payloads))
         deliveries = 0
         for client in clients:
             if turn is not None and client is turn.connection:
                 # It must not overtake the answers of the turn.
                 client._gather(turn, payloads)
-                self.stats.deliveries += count
+                self.stats.count_delivered(count, length)
                 continue
             outbox = client._outbox
             chunk = data
@@ -395,10 +404,12 @@ class TCPJSONServerFactory(ServerFactory):
                 turn.dirty[client] = None
             if chunk is packed:
                 saved += size - len(chunk)
+            if self.message_log is not None:
+                self.message_log.sent(client, payloads)
             client.messages_out += count
             deliveries += count
         stats = self.stats
-        stats.deliveries += deliveries
+        stats.count_delivered(deliveries, deliveries // count * length)
         stats.messages_out += deliveries
         stats.bytes_out += deliveries // count * size - saved
 

@@ -85,7 +85,9 @@ class Notifier:
                 sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
         except OSError as error:
             if not self._failed:
-                log.warn("systemd cannot be told {line}: {error}", line=lines[0], error=error)
+                log.warn(
+                    "systemd cannot be told {line}: {error}", event="systemd", line=lines[0], error=error
+                )
             self._failed = True
         else:
             self._failed = False

@@ -27,6 +27,8 @@ from tcpjson.core.compression import COMPRESS_OVER
 from tcpjson.core.limits import RATE_POLICIES, Limits
 from tcpjson.fairqueue import FairQueue
 from tcpjson.loading import load_router
+from tcpjson.logs import FORMATS, LogSetup
+from tcpjson.messagelog import MessageLog
 from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.service import ServerService, blame, fail, reason_of
@@ -36,6 +38,7 @@ from tcpjson.tlstransport import TLSEndpoint
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IStreamServerEndpoint
+    from twisted.web.server import Site
 
 log = Logger()
 
@@ -44,6 +47,8 @@ DEFAULT_PORT = "tcp:9999:interface=127.0.0.1"
 # Connections that the system completes while we are busy: enough for all clients of a server that restarts.
 _BACKLOG = 4096
 _TAKE_BACKLOG = frozenset({"tcp", "tcp6", "unix"})
+# Where --metrics listens unless told otherwise.
+_LOOPBACK = {"tcp": "127.0.0.1", "tcp6": r"\:\:1", "ssl": "127.0.0.1", "tls": "127.0.0.1"}
 
 _DEFAULTS = Limits()
 
@@ -105,6 +110,12 @@ def _policy(text: str) -> str:
     return text
 
 
+def _format(text: str) -> str:
+    if text not in FORMATS:
+        raise ValueError(f"{text!r} must be one of {', '.join(FORMATS)}")
+    return text
+
+
 def _path(text: str) -> str:
     if not text:
         raise ValueError("the path of a file must follow")
@@ -149,6 +160,8 @@ class Options(usage.Options, strcred.AuthOptionMixin):
     optFlags = [
         ["strict", None, "Refuse plain text and message types that nobody handles."],
         ["allow-plain-auth", None, "Take passwords and tokens on ports without TLS, too."],
+        ["log-messages", None, "Log each message: its type, its size, its id."],
+        ["log-contents", None, "With --log-messages: log what is in them, too, but for logins."],
     ]
     optParameters = [
         _parameter(
@@ -240,6 +253,10 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         _parameter(
             "client-ca", "Demand of clients on TLS ports a certificate of an authority in this file.", _path
         ),
+        _parameter(
+            "log-format", "How the log is written: text, or json, an object a line.", _format, FORMATS[0]
+        ),
+        _parameter("log-sample", "With --log-messages: log one of so many messages. [default: each]", _count),
         _parameter("send-buffer", "The sockets' send buffers, in bytes; the system's by default.", _buffer),
         _parameter(
             "receive-buffer", "The sockets' receive buffers, in bytes; the system's by default.", _buffer
@@ -253,6 +270,8 @@ class Options(usage.Options, strcred.AuthOptionMixin):
         self["ports"] = []
         self["auth"] = []
         self["handlers"] = []
+        self["metrics"] = None
+        self["metrics-host"] = []
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:
@@ -279,6 +298,26 @@ class Options(usage.Options, strcred.AuthOptionMixin):
             self["handlers"].append(load_router(where))
         except ValueError as error:
             raise usage.UsageError(f"--handlers {where}: {error}") from None
+
+    def opt_metrics(self, endpoint: str) -> None:
+        """
+        Where to show what the server does, to people and to Prometheus: an endpoint as of --port, on loopback
+        unless it has interface=. [default: nowhere]
+        """
+        if not endpoint:
+            raise usage.UsageError("--metrics: an endpoint must follow, as tcp:9100")
+        if self["metrics"] is not None:
+            raise usage.UsageError(f"--metrics {endpoint}: it may stand there once")
+        self["metrics"] = endpoint
+
+    def opt_metrics_host(self, name: str) -> None:
+        """
+        A name by which --metrics may be asked, beside localhost and any IP address: the host of its URL.
+        Repeatable.
+        """
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", name):
+            raise usage.UsageError(f"--metrics-host: {name!r} must be a name alone, as metrics.example.org")
+        self["metrics-host"].append(name)
 
     def opt_version(self) -> None:
         """Display the version and exit."""
@@ -420,11 +459,44 @@ def open_port(description: str, reactor: object, client_ca: str | None) -> Port:
         fail(blame(f"--port {description}", _plainer(error, description), client_ca) + hint)
 
 
+def open_metrics_port(description: str, reactor: object) -> Port:
+    """The port of `--metrics`, on loopback unless told otherwise; refuses to start when there can be none."""
+    try:
+        kind, where = _kind_of(description)
+        if kind == "haproxy":
+            raise ValueError("haproxy: is for clients")
+        if kind in _LOOPBACK and not re.search(r"(?<!\\):interface=", where):
+            where += f":interface={_LOOPBACK[kind]}"
+        port = port_from(where, reactor)
+    except Exception as error:
+        hint = f" (did you mean tcp:{description}?)" if description.isdecimal() else ""
+        fail(f"--metrics {description}: {reason_of(_plainer(error, description))}{hint}")
+    port.description = description
+    return port
+
+
+def _site_of(factory: TCPJSONServerFactory, hosts: Sequence[str]) -> Site:
+    """What answers on the port of `--metrics`."""
+    try:
+        from tcpjson.metrics.site import site_of
+    except ModuleNotFoundError as error:
+        if error.name != "prometheus_client":
+            raise
+        fail("--metrics needs another package: pip install 'tcpjson[metrics]'")
+    return site_of(factory, factory.clock, hosts=hosts)
+
+
 def _plainer(error: Exception, description: str) -> Exception:
     """In place of what Twisted raises without a word of what is wrong."""
     if number := re.fullmatch(r"invalid literal for int\(\) with base \d+: (.*)", str(error)):
         option = re.search(r":(\w+)=" + re.escape(number[1].strip("'")) + "(?::|$)", description)
         return ValueError(f"{number[1]} is no {'port number' if option is None else option[1]}")
+    if missing := re.search(r"missing \d+ required positional arguments?: (.*)", str(error)):
+        return ValueError(f"it lacks {missing[1]}")
+    if unknown := re.search(r"unexpected keyword argument '(.*)'", str(error)):
+        return ValueError(f"it takes no {unknown[1]}=")
+    if re.search(r"takes .* positional arguments? but|multiple values for argument", str(error)):
+        return ValueError("it has too many parts between colons")
     socket = re.search(r":(?:index|name)=([^:]*)", description)
     if isinstance(error, LookupError) and socket is not None:
         return ValueError(f"systemd passed no socket {socket[1]}")
@@ -438,7 +510,9 @@ def raise_file_limit() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:
-            log.warn("the limit of open files stays at {soft}: {error}", soft=soft, error=error)
+            log.warn(
+                "the limit of open files stays at {soft}: {error}", event="limit", soft=soft, error=error
+            )
         else:
             return hard
     return soft
@@ -447,6 +521,16 @@ def raise_file_limit() -> int:
 def allowed_connections(files: int) -> int | None:
     """How many connections so many open files allow; None for any number."""
     return None if files == resource.RLIM_INFINITY else max(1, files - _RESERVED_FILES)
+
+
+def message_log_of(options: Options) -> MessageLog | None:
+    """What logs each message, None where nothing does."""
+    if options["log-messages"]:
+        return MessageLog(log, contents=bool(options["log-contents"]), every=options["log-sample"] or 1)
+    for name in ("log-contents", "log-sample"):
+        if options[name]:
+            log.warn(f"--{name} does nothing without --log-messages", event="option")
+    return None
 
 
 def authenticator_of(options: Options, queue: FairQueue, reactor: Any) -> Authenticator | None:
@@ -496,6 +580,10 @@ def makeService(options: Options) -> ServerService:
     reactor: Any = installed
     # Twisted's timers go by the time of day; ours must not stand still, or all fire, when that is set.
     reactor.seconds = time.monotonic
+    try:
+        logs = LogSetup(options["log-format"], options.parent, reactor)
+    except ValueError as error:
+        fail(str(error))
     limits: Limits = options["limits"]
     allowed = allowed_connections(raise_file_limit())
     if limits.max_connections is None:
@@ -503,11 +591,14 @@ def makeService(options: Options) -> ServerService:
     elif allowed is not None and limits.max_connections > allowed:
         fail(f"--max-connections: the limit of open files allows {allowed}, not {limits.max_connections}")
     if limits.max_queue < limits.max_length:
-        log.warn("--max-queue is less than --max-length: one long message can fill a client's queue")
+        log.warn(
+            "--max-queue is less than --max-length: one long message can fill a client's queue",
+            event="option",
+        )
     if limits.rate_policy != _DEFAULTS.rate_policy and not (options["rate"] or options["byte-rate"]):
-        log.warn("--rate-policy does nothing without --rate or --byte-rate")
+        log.warn("--rate-policy does nothing without --rate or --byte-rate", event="option")
     if options["allow-plain-auth"] and not options["auth"]:
-        log.warn("--allow-plain-auth does nothing without --auth")
+        log.warn("--allow-plain-auth does nothing without --auth", event="option")
     ports = [open_port(port, reactor, options["client-ca"]) for port in options["ports"] or [DEFAULT_PORT]]
     pool = ThreadPool(0, _HASHERS, "passwords")
     queue = FairQueue(lambda function: deferToThreadPool(reactor, pool, function), _HASHERS)
@@ -520,6 +611,7 @@ def makeService(options: Options) -> ServerService:
             routers=options["handlers"],
             strict=bool(options["strict"]),
             authenticator=authenticator,
+            message_log=message_log_of(options),
             compress_over=options["compress-over"],
             send_buffer=options["send-buffer"],
             receive_buffer=options["receive-buffer"],
@@ -529,20 +621,30 @@ def makeService(options: Options) -> ServerService:
     if options["handlers"]:
         kinds = [kind for router in options["handlers"] for kind in router.handlers]
         types = sorted(str(kind.__struct_config__.tag or kind.__name__) for kind in kinds)
-        log.info("handlers of: {types}", types=", ".join(types))
-    certificates = [(port.description, port.tls) for port in ports if port.tls is not None]
+        log.info("handlers of: {types}", event="handlers", types=", ".join(types))
+    certificates = [(f"--port {port.description}", port.tls) for port in ports if port.tls is not None]
+    metrics = None
+    if options["metrics"] is not None:
+        metrics_port = open_metrics_port(options["metrics"], reactor)
+        metrics = metrics_port.description, metrics_port.endpoint, _site_of(factory, options["metrics-host"])
+        if metrics_port.tls is not None:
+            certificates.append((f"--metrics {metrics_port.description}", metrics_port.tls))
+    elif options["metrics-host"]:
+        log.warn("--metrics-host does nothing without --metrics", event="option")
     checkers = zip(options["auth"], options.get("credCheckers", ()), strict=True)
     return ServerService(
         [(port.description, port.endpoint) for port in ports],
         factory,
+        metrics=metrics,
         tls=certificates,
         files=[
             *((f"--auth {name}", each.reload) for name, each in checkers if hasattr(each, "reload")),
-            *((f"--port {description}", tls.reload) for description, tls in certificates),
+            *((option, tls.reload) for option, tls in certificates),
         ],
         client_ca=options["client-ca"],
         pool=None if authenticator is None else pool,
         on_signal=partial(on_signal, reactor),
         notifier=Notifier(os.environ, os.getpid()),
+        logs=logs,
         stop=lambda number: (reactor.sigTerm if number == signal.SIGTERM else reactor.sigInt)(number),
     )

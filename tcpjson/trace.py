@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 from msgspec import Raw
 from twisted.logger import Logger
 
-from tcpjson.core.handshake import AUTH_ID
+from tcpjson.redaction import shown
 from tcpjson.timestamps import Timestamps
 
 log = Logger()
@@ -23,16 +23,7 @@ log = Logger()
 #: Bytes of a payload that are written.
 MAX_PAYLOAD = 64 * 1024
 
-# What is shown of an `auth`; of the answers to it, which may repeat what it said, these fields are.
-_SHOWN = frozenset({"type", "mechanism", "id", "username"})
-_SHOWN_OF_ANSWERS = frozenset({"type", "id", "status", "user", "code", "fatal", "retry_after", "timestamp"})
-_ANSWERS = ("auth_challenge", "auth_result")
-_AUTH_ID = str(AUTH_ID).encode()
-_HIDDEN = "(hidden)"
-
 _check_grammar = msgspec.json.Decoder(Raw).decode
-_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-_encode = msgspec.json.encode
 
 # In JSON, white space between its tokens; what is not to reach a terminal, or ends a line for some reader.
 _SPACE = str.maketrans("\t\n\r", "   ")
@@ -43,49 +34,17 @@ def _escape(match: re.Match[str]) -> str:
     return json.dumps(match[0])[1:-1]
 
 
-def _without_secrets(payload: bytes, look_inside: bool = True) -> bytes:
-    """
-    The payload, or what is left of it when it holds secrets.
-
-    Raises:
-        ValueError, RecursionError: it is no JSON object, or one that cannot be understood.
-    """
-    fields = _decode_fields(payload)
-    kind = msgspec.json.decode(fields.get("type", b"null"))
-    changed: dict[str, Any] = {}
-    if kind == "auth":
-        changed = dict.fromkeys(fields.keys() - _SHOWN, _HIDDEN)
-    elif kind in _ANSWERS or bytes(fields.get("id", b"")) == _AUTH_ID:
-        changed = dict.fromkeys(fields.keys() - _SHOWN_OF_ANSWERS, _HIDDEN)
-    elif look_inside and "original_message" in fields:
-        # A server that does not know what `auth` is sends all of it back.
-        with suppress(ValueError):
-            original = _without_secrets(bytes(fields["original_message"]), False)
-            changed = {"original_message": Raw(original)}
-    return _encode({**fields, **changed}) if changed else payload
-
-
-def _shown(payload: bytes) -> bytes:
-    """What of a payload may be shown."""
-    try:
-        return _without_secrets(payload)
-    except (ValueError, RecursionError):
-        # It may have been meant as one.
-        broken = b'"auth' in payload and payload.lstrip().startswith(b"{")
-        return _HIDDEN.encode() if broken else payload
-
-
 def _described(payload: bytes) -> str:
     """The last fields of a line."""
-    shown = _shown(payload)
-    if len(shown) > MAX_PAYLOAD:
-        text = shown[:MAX_PAYLOAD].decode(errors="backslashreplace")
+    fit = shown(payload)
+    if len(fit) > MAX_PAYLOAD:
+        text = fit[:MAX_PAYLOAD].decode(errors="backslashreplace")
         return f'"text":{json.dumps(text)},"cut":true'
     try:
-        _check_grammar(shown)
-        text = shown.decode()
+        _check_grammar(fit)
+        text = fit.decode()
     except (ValueError, RecursionError):
-        return f'"text":{json.dumps(shown.decode(errors="backslashreplace"))}'
+        return f'"text":{json.dumps(fit.decode(errors="backslashreplace"))}'
     # As it came, to the last digit.
     return f'"message":{_UNPRINTABLE.sub(_escape, text.translate(_SPACE))}'
 

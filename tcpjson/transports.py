@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import struct
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv6Address as IPv6
 from ipaddress import IPv6Network, ip_address
@@ -17,6 +19,9 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 # Seconds without a word after which the system asks whether the other end is there, and seconds between two
 # such questions.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15))
+
+# The beginning of Linux's `struct tcp_info` up to `tcpi_rtt`, in microseconds.
+_ROUND_TRIP = struct.Struct("=68xI")
 
 # What one holder of IPv6 addresses has at the least: addresses by the milliard.
 _IPV6_PREFIX = 64
@@ -52,6 +57,23 @@ def tune(descriptor: object) -> bool:
     for option, value in _KEEPALIVE:
         handle.setsockopt(socket.IPPROTO_TCP, option, value)
     return True
+
+
+def round_trip(transport: object) -> float | None:
+    """
+    Seconds to the peer and back, as the system estimates them from what was sent; None where it does not say:
+    before anything was, on a Unix socket, without a socket, on other systems than Linux.
+    """
+    descriptor = descriptor_of(transport)
+    if sys.platform != "linux" or not (isinstance(descriptor, TCPConnection) and descriptor.connected):
+        return None
+    handle: socket.socket = descriptor.getHandle()
+    try:
+        information = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ROUND_TRIP.size)
+    except OSError:
+        return None
+    microseconds: int = _ROUND_TRIP.unpack(information)[0]
+    return microseconds / 1e6 or None
 
 
 def is_encrypted(transport: object) -> bool:

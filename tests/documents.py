@@ -19,9 +19,9 @@ order of the document, in one folder for each document:
     .. options               command lines of twistd, or their ends from `--port` on, which must be taken
 
 In the folder there are `key.pem`, `cert.pem`, `ca.pem`, `users` (alice, bob; `secret`), `tokens` (sensor-7,
-`secret`) and `docs/examples`. In outputs a line `[...]` stands for any lines, and what differs from run to
-run is not compared. Port 9999 is another, free one, on loopback; where a command of the package leaves it to
-the default, it is put in.
+`secret`), `docs/examples`, and the alerts of `contrib/prometheus`. In outputs a line `[...]` stands for any
+lines, and what differs from run to run is not compared. Ports 9999 and 9100 (that of `--metrics`) are others,
+free ones, on loopback; where a command of the package leaves the former to the default, it is put in.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from tests.identities import tokens, users, write
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
+ALERTS = ROOT / "contrib" / "prometheus" / "alerts.yml"
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
 
 #: Seconds that a line of the log may take.
@@ -65,6 +66,7 @@ _MASKS = (
     (r'("length":)\d+', r"\1N"),
     (r"\b(uptime_seconds|total_messages)(\W+)\d+", r"\1\2N"),
     (r"\b(seconds|bytes_in|bytes_out)=[\d.]+", r"\1=N"),
+    (r'("(?:\w*seconds|bytes_in|bytes_out|size)":) ?[\d.e-]+', r"\1 N"),
 )
 
 # Where a block may begin: a directive, or a paragraph that ends with two colons.
@@ -160,6 +162,8 @@ for words in json.load(sys.stdin):
     options.parseOptions(words)
     for port in options["ports"]:
         tap.port_from(port, MemoryReactorClock(), options["client-ca"])
+    if options["metrics"]:
+        tap.open_metrics_port(options["metrics"], MemoryReactorClock())
 """
 
 
@@ -178,7 +182,7 @@ class Workshop:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tcpjson-"))
         self.files: dict[str, str] = {}
-        self.port = 0
+        self.port = self.metrics_port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self._log = self.folder / ".log"
         self._printed = ""
@@ -188,8 +192,8 @@ class Workshop:
             write(self.folder / name, source.read_bytes())
         write(self.folder / "users", users({"alice": "secret", "bob": "secret"}))
         write(self.folder / "tokens", tokens({"secret": "sensor-7"}))
-        for path in EXAMPLES.iterdir():
-            self.files[f"docs/examples/{path.name}"] = path.read_text(encoding="utf-8")
+        for path in (*EXAMPLES.iterdir(), ALERTS):
+            self.files[str(path.relative_to(ROOT))] = path.read_text(encoding="utf-8")
 
     def close(self) -> None:
         """End the server, and remove the folder."""
@@ -245,7 +249,7 @@ class Workshop:
         text = re.sub(rf"{_ASKS} localhost(?![\w:.])", r"\1 localhost:9999", text)
         text = re.sub(r"(twistd(?: -\S+)* tcpjson)\b(?!(?:.|\\\n)*--port)", r"\1 --port tcp:9999", text)
         text = re.sub(r"\b((?:tcp|ssl):9999)\b(?!:interface)", r"\1:interface=127.0.0.1", text)
-        return text.replace("9999", str(self.port))
+        return text.replace("9999", str(self.port)).replace("9100", str(self.metrics_port))
 
     def _prepare(self, line: str) -> tuple[list[str], dict[str, str]]:
         for name, text in self.files.items():
@@ -286,7 +290,7 @@ class Workshop:
     def _serve(self, line: str, output: str) -> None:
         self._end()
         self._serving = (line, output)
-        self.port = 0
+        self.port = self.metrics_port = 0
         before, and_then, last = line.rpartition("&& ")
         words, variables = self._prepare(f"{before}{and_then}exec {last}")
         with self._log.open("wb") as log:
@@ -297,10 +301,13 @@ class Workshop:
         until(lambda: process.poll() is not None or re.match(shape(output), self._logged()), "what is shown")
         if not re.match(shape(output), self._logged()):
             raise AssertionError(f"said to be printed:\n{output}printed:\n{self._logged()}")
-        found = re.search(r"listening on .*:(\d+)$", self._log.read_text(encoding="utf-8"), re.MULTILINE)
+        log_text = self._log.read_text(encoding="utf-8")
+        found = re.search(r"listening on [^\"\n]*:(\d+)\"?", log_text)
         if found is None:
-            raise AssertionError(f"it does not listen:\n{self._log.read_text(encoding='utf-8')}")
+            raise AssertionError(f"it does not listen:\n{log_text}")
         self.port = int(found[1])
+        if shown := re.search(r"metrics on \w+://[^\"\n]*:(\d+)/", log_text):
+            self.metrics_port = int(shown[1])
 
     def _end(self) -> None:
         if self.process is not None:

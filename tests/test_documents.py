@@ -71,12 +71,9 @@ _PRINTED = "a command that takes minutes printed it"
 #: the options that are given, and command lines of twistd are parsed.
 NOT_RUN = (
     ("README.rst", r"python3 -m venv ", _INSTALLS),
-    (
-        "README.rst",
-        r"pip install '\.\[auth\]'",
-        "it installs a package, and asks for a password: tests/test_passwd.py",
-    ),
     ("performance.rst", r"pip install \. uvloop", _INSTALLS),
+    ("performance.rst", r"pip install '\.\[bench\]'", _INSTALLS),
+    ("performance.rst", r"scenario  what", _PRINTED),
     ("performance.rst", r"python -m benchmarks\.", _LONG),
     ("performance.rst", r"echo, payload  ", _PRINTED),
     ("reliability.rst", r"python3 -m venv ", _INSTALLS),
@@ -237,6 +234,11 @@ class RunTests(SynchronousTestCase):
 
     def test_production(self) -> None:
         self.run_all("production.rst")
+
+    def test_monitoring(self) -> None:
+        needs("curl")
+        needs("promtool")
+        self.run_all("monitoring.rst")
 
     def test_security(self) -> None:
         needs("openssl")

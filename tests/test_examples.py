@@ -87,6 +87,26 @@ class ExampleTests(ServerTestCase):
         self.session("console")
 
 
+class NoServerTests(SynchronousTestCase):
+    def test_twisted_client(self) -> None:
+        """It says at once that there is nobody."""
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            process = subprocess.Popen(
+                ["python", "-u", "twisted_client.py", f"127.0.0.1:{nobody.getsockname()[1]}"],
+                cwd=EXAMPLES,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+            )
+            with process:
+                self.addCleanup(process.kill)
+                assert process.stdout is not None
+                self.assertRegex(process.stdout.readline(), r"\AConnection refused \d")
+                process.kill()
+
+
 class ServerExampleTests(SynchronousTestCase):
     def test_blocking_server(self) -> None:
         """It serves, until it is interrupted."""

@@ -348,6 +348,10 @@ class PythonTests(ServerTestCase):
             message = error("forbidden") | fields
             self.fails(self.meets(says(encode(message), welcome=True)), told, told)
         self.fails(self.meets(says(encode({"type": "error"}), welcome=True)), "error null: null")
+        # JSON need not escape those that begin with U+0080.
+        payload = json.dumps(error("forbidden", message="\x80\x9b31m\x9f©т"), ensure_ascii=False)
+        told = r'error "forbidden": "(\\u0080\\u009b31m\\u009f\\u00a9\\u0442|\?\?31m\?©т)"'
+        self.fails(self.meets(says(frame(payload.encode()), welcome=True)), told)
         raw = encode(error("forbidden")).replace(b"no: ", b"\x1b[3m")
         self.fails(self.meets(says(raw, welcome=True)), ".+")
         long = encode(error("x" * 10_000, message="y" * 10_000))

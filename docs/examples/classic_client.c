@@ -53,7 +53,9 @@ static const char *field(const char *quoted_name)
     text = *at == '"';
     /* To its end, or to a control character, which no JSON holds there. */
     while (i < sizeof value - 1 && (unsigned char)*at >= ' ' && (text || strchr(" ,]}", *at) == NULL)) {
-        value[i++] = *at;
+        /* U+0080 to U+009F JSON leaves as they are; terminals obey them. */
+        value[i++] = *at == '\xC2' && (at[1] & '\xE0') == '\x80' ? '?' : *at;
+        at += value[i - 1] != *at;
         if (text && i > 1 && *at == '"' && !escaped)
             break;
         escaped = *at++ == '\\' && !escaped;

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -72,10 +73,15 @@ func (c *client) ask(m message, kind string) message {
 	return c.waitFor(kind)
 }
 
-// A field as JSON: one line, whatever it holds.
+// A field as JSON: one line, whatever it holds. U+0080 to U+009F JSON leaves as they are; terminals obey them.
 func (m message) show(name string) string {
 	text, _ := json.Marshal(m[name])
-	return string(text)
+	return strings.Map(func(r rune) rune {
+		if r >= 0x80 && r <= 0x9f {
+			return '?'
+		}
+		return r
+	}, string(text))
 }
 
 func check(err error) {

@@ -77,9 +77,9 @@ class Client {
   }
 }
 
-// A field as JSON: one line, whatever it holds.
+// A field as JSON: one line, whatever it holds. U+0080 to U+009F JSON leaves as they are; terminals obey them.
 function show(value) {
-  return JSON.stringify(value ?? null);
+  return JSON.stringify(value ?? null).replace(/[\x80-\x9f]/g, "?");
 }
 
 async function main(host, port) {

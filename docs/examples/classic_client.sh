@@ -50,7 +50,8 @@ receive() {
 field() {
     local pattern="\"$1\"[[:space:]]*:[[:space:]]*(\"([^\"\\[:cntrl:]]|\\\\[^[:cntrl:]])*\"|[^],}[:space:][:cntrl:]]+)"
     value=null
-    [[ ! $payload =~ $pattern ]] || value=${BASH_REMATCH[1]}
+    # U+0080 to U+009F JSON leaves as they are; terminals obey them.
+    [[ ! $payload =~ $pattern ]] || value=${BASH_REMATCH[1]//$'\xc2'[$'\x80'-$'\x9f']/?}
 }
 
 # wait_for TYPE: the next such message. Others come at any time: somebody's broadcast, or an error.

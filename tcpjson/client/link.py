@@ -361,8 +361,6 @@ class Link:
             self.error = error
         self._fail(waiting, Disconnected(str(error)))
         closing, self._closing = self._closing, []
-        if not self.running:
-            self._deadlines.stop()
         for closed in closing:
             closed.callback(None)
         if connection.served:

@@ -486,7 +486,6 @@ class ClientProtocol(TCPJSONProtocol):
             return
         if verdict is Verdict.PING:
             self._ping()
-            self._flush()
         self._look_call = self._clock.callLater(heartbeat.next_look(now) - now, self._look)
 
     # The end.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from tcpjson import logins
 from tcpjson.conform.checks import SECTIONS
 
 # Seconds that nobody waits for an answer.
@@ -61,22 +62,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--timeout", metavar="SECONDS", type=_seconds, default=5.0, help="for each answer [default: 5]"
     )
-    made.add_argument(
-        "--ca", metavar="FILE", help="speak TLS, with servers that an authority in it vouches for"
-    )
+    logins.add_options(made)
     made.add_argument(
         "--certificate", metavar="FILE", help="show this certificate; its key is in the file, too"
     )
-    made.add_argument("--user", metavar="NAME", help="log in, with a password that is asked for")
-    made.add_argument("--password-file", metavar="FILE", help="with --user: the password is its first line")
-    made.add_argument("--token-file", metavar="FILE", help="log in with a token, the first line of a file")
     made.add_argument(
         "--vector-tokens",
         action="store_true",
         help="the server knows the tokens of the vectors, which --list shows",
-    )
-    made.add_argument(
-        "--allow-plain-auth", action="store_true", help="send passwords and tokens in the clear, too"
     )
     return made
 
@@ -89,11 +82,7 @@ def read(arguments: Sequence[str] | None) -> argparse.Namespace:
         SystemExit: with 2, it is wrong; with 0, help was asked for.
     """
     reader = parser()
-    options = reader.parse_args(arguments)
-    if options.user is not None and options.token_file is not None:
-        reader.error("--user and --token-file: one of them")
-    if options.password_file is not None and options.user is None:
-        reader.error("--password-file: whose? Give --user, too")
+    options = logins.read(reader, arguments)
     if options.json and options.verbose:
         reader.error("--json and --verbose: one of them")
     return options

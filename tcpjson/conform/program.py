@@ -20,10 +20,10 @@ from tcpjson.conform.runner import Runner, all_checks
 from tcpjson.conform.scene import Scene
 from tcpjson.conform.target import Target
 from tcpjson.conform.verdicts import Failed, Result, Skip, Transcript
-from tcpjson.console.options import credentials
 from tcpjson.core.handshake import Credentials
 from tcpjson.core.text import printable
 from tcpjson.credentials import Token
+from tcpjson.logins import credentials
 
 
 def chosen(options: argparse.Namespace) -> list[Check]:

@@ -17,12 +17,13 @@ from twisted.internet.stdio import StandardIO
 from tcpjson.client import Client
 from tcpjson.console.history import History, history_path
 from tcpjson.console.link import maker
-from tcpjson.console.options import credentials, read
+from tcpjson.console.options import read
 from tcpjson.console.piped import Piped
 from tcpjson.console.plain import Plain
 from tcpjson.console.rendering import MAX_LINE, Line, escape
 from tcpjson.console.stdio import LineIO, write_all
 from tcpjson.core.limits import LARGEST_FRAME
+from tcpjson.logins import credentials
 from tcpjson.trace import Trace
 
 _MISSING = "for editing, history and completion: pip install 'tcpjson[console]'"

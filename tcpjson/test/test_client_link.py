@@ -737,6 +737,14 @@ class LossTests(ClientTestCase):
         self.assertTrue(self.client.connected)
         self.end()
 
+    def test_no_timeout_comes_behind_it(self) -> None:
+        line = self.serve()
+        ping = self.client.ping(timeout=5)
+        line.lose()
+        self.failureResultOf(ping, Disconnected)
+        self.clock.advance(6)
+        self.end()
+
     def test_one_cancels_another_of_a_classic_server(self) -> None:
         """Nothing is to be sent on what is gone."""
         line = self.serve(CLASSIC)
@@ -916,6 +924,18 @@ class QueueTests(ClientTestCase):
         self.end()
         for one in asked:
             self.failureResultOf(one, Disconnected)
+
+    def test_replies_of_a_classic_server(self) -> None:
+        """Each goes to who waited for one of its type."""
+        self.client.start()
+        echo, ping = self.client.echo(1), self.client.ping()
+        line = self.net.serve(CLASSIC)
+        line.say({"type": "pong"})
+        self.successResultOf(ping)
+        self.assertNoResult(echo)
+        line.say({"type": "echo_response", "content": 1})
+        self.assertEqual(self.successResultOf(echo), 1)
+        self.end()
 
     def test_what_is_asked_when_it_is_served_comes_first(self) -> None:
         """As a login of the application's own must."""
@@ -1374,6 +1394,9 @@ class OwnConnectorTests(SynchronousTestCase):
         self.connect()
         second = self.accept()
         second.say(WELCOME)
+        first.say(GOING_AWAY)
+        self.assertTrue(self.client.connected)
+        self.assertIsNone(self.client.error)
         first.lose()
         self.failureResultOf(asked, Disconnected)
         self.assertTrue(self.client.connected)
@@ -1382,6 +1405,16 @@ class OwnConnectorTests(SynchronousTestCase):
         self.successResultOf(closed)
         self.assertTrue(second.gone)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_nobody_answers_in_time(self) -> None:
+        """Why is known: it has a place."""
+        self.connect()
+        self.refuse()
+        connecting = self.client.connect(timeout=0.25)
+        self.reactor.advance(0.25)
+        why = "no connection within 0.25 seconds: Connection refused"
+        self.assertEqual(str(self.failureResultOf(connecting, Disconnected).value), why)
+        self.client.close()
 
     def test_nobody_ever_connects_it(self) -> None:
         connecting = self.client.connect(timeout=5)

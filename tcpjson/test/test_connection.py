@@ -48,7 +48,7 @@ from tcpjson.proxied import ProxiedEndpoint
 from tcpjson.server import TCPJSONServerFactory
 from tcpjson.test.hypo import given
 from tcpjson.test.test_server import Case as ServerCase
-from tcpjson.test.test_server import Do, cast, contents, do, echo
+from tcpjson.test.test_server import Do, Tokens, cast, contents, do, echo
 from tcpjson.test.wires import (
     Loop,
     TLSWire,
@@ -928,6 +928,8 @@ class AuthSocketTests(SocketCase):
                 self.advance(6)
             line = self.lines("disconnected ")[-1]
             self.assertIn(f"disconnected {who} reason=handshake_failed{why} seconds=", line)
+            closed = factory.stats.closed[-1]
+            self.assertEqual((closed.client_id, closed.detail), (who, why.removeprefix(" why=")))
 
     def test_after_the_handshake_without_authentication(self) -> None:
         factory = self.factory()
@@ -947,6 +949,7 @@ class AuthSocketTests(SocketCase):
         self.assertEqual(welcome["auth"], [])
         [connection] = factory.clients
         self.assertEqual(connection.user, "bob")
+        self.assertEqual(factory.stats.logins, {("certificate", "authenticated"): 1})
         self.act = lambda session, message: {"type": "you", "user": session.user}
         wire.send(raw(do(), auth()))
         you, error = self.messages(wire)
@@ -2196,41 +2199,44 @@ class TurnedAwayTests(Case):
         server.stop()
         self.assertEqual(self.lines("refused"), [])
 
-    def test_one_line_a_second(self) -> None:
+    def test_one_line_a_minute(self) -> None:
         """For all of them."""
         server = self.server(limits=Limits(max_connections=1))
         self.peer(server)
         for _ in range(100):
             server.connect().close()
-        self.assertEqual(self.lines("refused"), ["refused connections: server_full=1 last=127.0.0.1:50001"])
-        server.advance(0.875)
+        self.assertEqual(self.lines("refused"), ["refused 127.0.0.1:50001: server_full"])
+        server.advance(59)
         server.connect().close()
         self.assertEqual(len(self.lines("refused")), 1)
-        server.advance(0.25)
+        server.advance(1.125)
         [line] = self.lines("refused")[1:]
-        self.assertEqual(line, "refused connections: server_full=100 last=127.0.0.1:50101")
+        self.assertEqual(line, "refused 127.0.0.1:50101: server_full (and 99 more in 60 s)")
         server.connect().close()
         self.assertEqual(len(self.lines("refused")), 2)
-        server.advance(1)
+        server.advance(60)
         self.assertEqual(len(self.lines("refused")), 3)
         # And none where there is nothing to tell.
-        server.advance(10)
+        server.advance(100)
         self.assertEqual(len(self.lines("refused")), 3)
         server.connect().close()
         self.assertEqual(len(self.lines("refused")), 4)
+        self.assertEqual(server.factory.stats.refused, {"server_full": 103})
 
-    def test_all_reasons_in_one_line(self) -> None:
+    def test_each_reason_has_its_line(self) -> None:
         server = self.server(limits=Limits(max_connections=2, max_connections_per_ip=1))
         from_address(server, "192.0.2.1")
         from_address(server, "192.0.2.1").close()
         from_address(server, "192.0.2.1").close()
         from_address(server, "192.0.2.2")
         from_address(server, "192.0.2.3").close()
-        server.advance(1)
         self.assertEqual(
-            self.lines("refused")[-1],
-            "refused connections: server_full=1 too_many_connections=1 last=192.0.2.3:1",
+            self.lines("refused"),
+            ["refused 192.0.2.1:1: too_many_connections", "refused 192.0.2.3:1: server_full"],
         )
+        server.advance(61)
+        self.assertEqual(self.lines("refused")[2:], ["refused 192.0.2.1:1: too_many_connections"])
+        self.assertEqual(server.factory.stats.refused, {"too_many_connections": 2, "server_full": 1})
 
     def test_nothing_stays_unsaid(self) -> None:
         server = self.server(limits=Limits(max_connections=1))
@@ -2240,7 +2246,9 @@ class TurnedAwayTests(Case):
         first.close()
         server.stop()
         self.assertEqual(len(self.lines("refused")), 2)
-        self.assertIn("server_full=2 ", self.lines("refused")[-1])
+        self.assertEqual(
+            self.lines("refused")[-1], "refused 127.0.0.1:50003: server_full (and 1 more in 0 s)"
+        )
 
     def test_no_timer_is_left(self) -> None:
         for seconds in (0, 5):
@@ -2589,16 +2597,23 @@ class ReasonTests(Case):
         sent = [len(peer.transport.value()) + 4 for peer in (one, two)]
         welcome = [peer.connection.bytes_out - len(peer.transport.value()) for peer in (one, two)]
         one.close()
+        server.advance(1)
         two.reset()
+        size = len(raw(auth()))
         self.assertEqual(
             list(server.factory.stats.closed),
             [
                 ClosedConnection(
-                    "127.0.0.1:50000", "ann", "client_closed", 2.5, len(raw(auth())), welcome[0] + sent[0] - 4
+                    *("127.0.0.1:50000", "ann", "client_closed", 2.5, size, welcome[0] + sent[0] - 4),
+                    *(1, 2, "", "2024-01-01T12:00:02.500Z"),
                 ),
-                ClosedConnection("127.0.0.1:50001", None, "connection_lost", 2.5, 0, welcome[1]),
+                ClosedConnection(
+                    *("127.0.0.1:50001", None, "connection_lost", 3.5, 0, welcome[1]),
+                    *(0, 1, "", "2024-01-01T12:00:03.500Z"),
+                ),
             ],
         )
+        self.assertEqual((server.factory.stats.durations.count, server.factory.stats.durations.sum), (2, 6))
         self.assertIn("disconnected 127.0.0.1:50000 user='ann' reason=client_closed ", self.lines("dis")[0])
         self.assertIn("disconnected 127.0.0.1:50001 reason=connection_lost ", self.lines("dis")[1])
 
@@ -2609,6 +2624,446 @@ class ReasonTests(Case):
         closed = server.factory.stats.closed
         self.assertEqual(len(closed), 1000)
         self.assertEqual([closed[0].client_id, closed[-1].client_id], ["127.0.0.1:50003", "127.0.0.1:51002"])
+
+
+class FactsTests(Case):
+    """What the statistics, and a connection itself, say of it."""
+
+    def test_logins(self) -> None:
+        """By mechanism and outcome; what a client calls a mechanism and is none is not among them."""
+        path = Path(self.mktemp())
+        path.write_text(f"ann:{Verifier.make(PASSWORD, 4096, bytes).format()}\n")
+        path.chmod(0o600)
+        server = self.server(checkers=[VerifierChecker(str(path)), Tokens({"bob": "sesame"})])
+        first = {"type": "auth", "mechanism": "scram-sha-256", "data": "n,,n=ann,r=nonce"}
+        for messages in (
+            [auth("wrong"), auth()],
+            [auth("wrong", mechanism="guesses")],
+            [auth(mechanism="")],
+            [{"type": "auth", "mechanism": "token", "token": "sesame"}],
+            [{"type": "auth", "mechanism": "token", "token": "guess"}],
+            [first, {"type": "auth", "data": "c=biws,r=nonce,p=bm8="}],
+        ):
+            peer = self.peer(server)
+            for message in messages:
+                peer.send(message)
+                server.advance(0.5)
+            peer.close()
+        expected = {
+            ("plain", "authentication_failed"): 1,
+            ("plain", "authenticated"): 1,
+            ("token", "authenticated"): 1,
+            ("token", "authentication_failed"): 1,
+            ("scram-sha-256", "authentication_failed"): 1,
+        }
+        self.assertEqual(server.factory.stats.logins, expected)
+        self.assertEqual(server.factory.stats.failed_logins, 3)
+
+    def test_scram_that_succeeds(self) -> None:
+        path = Path(self.mktemp())
+        path.write_text(f"ann:{Verifier.make(PASSWORD, 4096, bytes).format()}\n")
+        path.chmod(0o600)
+        server = self.server(checkers=[VerifierChecker(str(path))])
+        peer = self.peer(server)
+        client = ScramClient(["SCRAM-SHA-256"], "ann", PASSWORD)
+        [challenge] = self.ask(
+            peer, {"type": "auth", "mechanism": "scram-sha-256", "data": client.get_client_first()}
+        )
+        # The challenge is no outcome.
+        self.assertEqual(server.factory.stats.logins, {})
+        client.set_server_first(challenge["data"])
+        peer.send({"type": "auth", "data": client.get_client_final()})
+        self.assertEqual(server.factory.stats.logins, {("scram-sha-256", "authenticated"): 1})
+
+    def test_logins_that_come_to_nothing(self) -> None:
+        """Cancelled, or of one who is gone."""
+        slow = SlowChecker()
+        server = self.server(checkers=[slow])
+        peer, gone = self.peer(server), self.peer(server)
+        peer.send(auth())
+        gone.send(auth())
+        gone.close()
+        server.advance(60)
+        self.assertEqual(self.codes(peer.receive())[0], "timeout")
+        self.assertEqual(server.factory.stats.logins, {})
+
+    def test_how_long_they_stood(self) -> None:
+        """All but those that were refused at once."""
+        server = self.server(limits=Limits(max_connections=2))
+        one, two = self.peer(server), self.peer(server)
+        refused = server.connect()
+        server.advance(0.5)
+        refused.close()
+        one.close()
+        server.advance(70)
+        self.assertEqual(server.factory.stats.durations.count, 1)
+        two.reset()
+        durations = server.factory.stats.durations
+        self.assertEqual((durations.count, durations.sum), (2, 71.0))
+        self.assertEqual([durations.bounds[n] for n, count in enumerate(durations.counts) if count], [1, 600])
+        self.assertEqual(len(server.factory.stats.closed), 2)
+
+    def test_detail_and_counts_of_one_that_closed(self) -> None:
+        server = self.server()
+        self.act = lambda session, message: {"type": "done"}
+        peer = self.peer(server)
+        peer.send(do(), do(), PING, cast("x"))
+        peer.close()
+        [closed] = server.factory.stats.closed
+        self.assertEqual((closed.messages_in, closed.messages_out, closed.detail), (4, 5, ""))
+        self.assertEqual((closed.bytes_in, closed.bytes_out), (peer.connection.bytes_in, closed.bytes_out))
+        self.assertIn(" messages_in=4 messages_out=5 bytes_in=", self.lines("disconnected ")[-1])
+
+    def test_handlers_that_are_awaited(self) -> None:
+        """From the message to its answer, by type."""
+        waiting: list[Deferred[Any]] = []
+
+        def act(session: Any, message: Do) -> Any:
+            if message.n == 1:
+                return succeed(None)
+            if message.n == 2:
+                return {"type": "done"}
+            waiting.append(Deferred())
+            return waiting[-1]
+
+        self.act = act
+        server = self.server(limits=Limits(handler_timeout=30))
+        peer = self.peer(server)
+        stats = server.factory.stats
+        peer.send(do(2), PING)
+        self.assertEqual(stats.awaited, {})
+        peer.send(do(), do(id=1), do(1))
+        # One that is done when it returns took no time.
+        self.assertEqual((stats.awaited["do"].count, stats.awaited["do"].sum), (1, 0))
+        server.advance(0.5)
+        waiting[1].callback({"type": "done"})
+        self.assertEqual((stats.awaited["do"].count, stats.awaited["do"].sum), (2, 0.5))
+        server.advance(1)
+        waiting[0].errback(Forbidden())
+        self.assertEqual((stats.awaited["do"].count, stats.awaited["do"].sum), (3, 2.0))
+        peer.send(do())
+        server.advance(31)
+        self.assertEqual(self.codes(peer.receive())[-1], "timeout")
+        self.assertEqual((stats.awaited["do"].count, stats.awaited["do"].sum), (4, 32.0))
+        # Of those that are given up nobody knows how long they would have taken.
+        peer.send(do())
+        server.advance(1)
+        peer.close()
+        self.assertEqual(stats.awaited["do"].count, 4)
+        self.assertEqual(stats.awaited.keys(), {"do"})
+
+    def test_how_long_one_read_took(self) -> None:
+        server = self.server()
+        clock = server.clock
+
+        def act(session: Any, message: Do) -> Any:
+            clock.rightNow += message.n / 8
+
+        self.act = act
+        peer = self.peer(server)
+        handling = server.factory.stats.handling
+        self.assertEqual(handling.count, 0)
+        peer.send(PING, PING, PING)
+        self.assertEqual((handling.count, handling.sum), (1, 0))
+        peer.send(do(1), PING, do(1))
+        self.assertEqual((handling.count, handling.sum), (2, 0.25))
+        self.assertEqual(self.lines("nobody else"), [])
+        for _ in range(2000):
+            peer.send(PING)
+        self.assertLess(len(handling.pending), 1000)
+        self.assertEqual(handling.count, 2002)
+
+    def test_one_that_holds_up_the_others(self) -> None:
+        """A warning, once a minute, that says who it was and what."""
+        server = self.server()
+        clock = server.clock
+
+        def act(session: Any, message: Do) -> Any:
+            clock.rightNow += message.n / 8
+
+        self.act = act
+        peer = self.peer(server)
+        peer.send(PING, do(4))
+        self.assertEqual(self.lines("nobody else"), [])
+        peer.send(PING, do(4), do(2))
+        text = (
+            "nobody else was served for {} seconds: {} messages of 127.0.0.1:50000 were handled,"
+            " the last a Do"
+        )
+        line = text.format(0.8, 3)
+        self.assertEqual(self.lines("nobody else"), [line])
+        [event] = [event for event in self.events if event.get("event") == "held_up"]
+        self.assertEqual((event["client"], event["seconds"], event["count"]), ("127.0.0.1:50000", 0.75, 3))
+        peer.send(do(16))
+        peer.send(do(8))
+        self.assertEqual(self.lines("nobody else"), [line])
+        server.advance(61)
+        _, last = self.lines("nobody else")
+        self.assertTrue(last.startswith(f"{text.format(1.0, 1)} (and 1 more in "), last)
+
+    def test_since_when_something_waits(self) -> None:
+        server = self.server()
+        peer = self.peer(server)
+        connection = peer.connection
+        server.advance(1)
+        self.assertEqual(self.codes(self.ask(peer, PING)), ["pong"])
+        self.assertIsNone(connection.waits_since)
+        peer.stop_reading()
+        self.assertIsNone(connection.waits_since)
+        peer.send(echo("x"))
+        self.assertEqual(connection.waits_since, 1)
+        server.advance(2)
+        peer.send(echo("y"))
+        self.assertEqual(connection.waits_since, 1)
+        peer.start_reading()
+        self.assertIsNone(connection.waits_since)
+        server.advance(1)
+        peer.stop_reading()
+        connection.send({"type": "n"})
+        self.assertEqual(connection.waits_since, 4)
+
+    def test_nothing_waits_behind_a_turn(self) -> None:
+        """What another's handler sends is kept for the end of its turn, and that is no wait."""
+        server = self.server()
+        one, other = self.peer(server), self.peer(server)
+        self.act = lambda session, message: other.connection.send({"type": "n"})
+        one.send(do())
+        server.advance(5)
+        self.assertEqual(self.codes(other.receive()), ["n"])
+        self.assertEqual((other.connection.waiting, other.connection.waits_since), (0, None))
+
+    def test_what_holds_it(self) -> None:
+        """In words, for people."""
+        waiting: list[Deferred[Any]] = []
+
+        def act(session: Any, message: Do) -> Any:
+            if message.n == 1:
+                seen.append(session.held)
+                session.close()
+                seen.append(session.held)
+                return None
+            waiting.append(Deferred())
+            return waiting[-1]
+
+        seen: list[tuple[str, ...]] = []
+        self.act = act
+        server = self.server(limits=Limits(max_handlers=2, messages_per_second=8))
+        peer = self.peer(server)
+        connection = peer.connection
+        self.assertEqual((connection.held, connection.unfinished), ((), 0))
+        peer.send(do())
+        self.assertEqual((connection.held, connection.unfinished), ((), 1))
+        peer.send(do())
+        self.assertEqual((connection.held, connection.unfinished), (("handlers",), 2))
+        connection.pauseProducing()
+        self.assertEqual(connection.held, ("paused", "handlers"))
+        connection.resumeProducing()
+        waiting.pop().callback(None)
+        server.settle()
+        self.assertEqual((connection.held, connection.unfinished), ((), 1))
+        waiting.pop().callback(None)
+        self.assertEqual(connection.unfinished, 0)
+        peer.send(*[PING] * 9)
+        self.assertEqual(connection.held, ("rate",))
+        server.advance(10)
+        self.assertEqual(connection.held, ())
+        peer.stop_reading()
+        peer.send(echo("x" * 40_000), echo("x" * 40_000))
+        self.assertEqual(connection.held, ("answers",))
+        peer.start_reading()
+        peer.send(do(1))
+        self.assertEqual(seen, [(), ("closing",)])
+        self.assertEqual(connection.held, ("ending",))
+        slow = SlowChecker()
+        asking = self.server(checkers=[slow])
+        peer = self.peer(asking)
+        peer.send(auth())
+        self.assertEqual(peer.connection.held, ("auth",))
+        slow.accept()
+        self.assertEqual(peer.connection.held, ())
+
+    def test_what_it_is_at(self) -> None:
+        server = self.server(checkers=[checker()])
+        connection = server.factory.buildProtocol(None)
+        self.assertEqual(connection.status.value, "open")
+        peer = self.peer(server)
+        self.assertEqual(peer.connection.status.value, "authenticating")
+        peer.send(auth())
+        self.assertEqual(peer.connection.status.value, "ready")
+        peer.send_bytes(b"\xff\xff\xff\xff")
+        self.assertEqual(peer.connection.status.value, "draining")
+        peer.close()
+        self.assertEqual(peer.connection.status.value, "closed")
+
+    def test_the_messages_are_logged(self) -> None:
+        """Those of each read, with how many of them were handled; all that is sent, once."""
+        seen = Noted()
+        server = self.server(limits=Limits(messages_per_second=100, message_burst=2))
+        one, other = self.peer(server), self.peer(server)
+        logs: Any = seen
+        server.factory.message_log = logs
+        self.act = lambda session, message: other.connection.send({"type": "n"})
+        one.send(PING, do(), PING)
+        server.advance(1)
+        one.send(cast("x"))
+        server.factory.broadcast({"type": "news"})
+        one.send_bytes(b"\xff\xff\xff\xff")
+        types = [
+            (what, who, [json.loads(payload)["type"] for payload in payloads], *more)
+            for what, who, payloads, *more in seen.calls
+        ]
+        first, second = one.connection.client_id, other.connection.client_id
+        self.assertEqual(
+            [call for call in types if call[0] == "received"],
+            [
+                ("received", first, ["ping", "do"], ["Ping", "Do"], 2),
+                ("received", first, ["ping"], ["Ping"], 1),
+                ("received", first, ["broadcast"], ["Broadcast"], 1),
+            ],
+        )
+        sent = {
+            who: [kind for _, whom, kinds, *_ in sent if whom == who for kind in kinds]
+            for who in (first, second)
+            for sent in [[call for call in types if call[0] == "sent"]]
+        }
+        self.assertEqual(sent[first], ["pong", "pong", "broadcast_sent", "news", "error"])
+        self.assertEqual(sent[second], ["n", "broadcast", "news"])
+
+
+class Noted:
+    """A log of messages that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def received(self, connection: Any, payloads: list[bytes], messages: list[Any], handled: int) -> None:
+        kinds = [type(message).__name__ for message in messages]
+        self.calls.append(("received", connection.client_id, list(payloads), kinds, handled))
+
+    def sent(self, connection: Any, payloads: list[bytes]) -> None:
+        self.calls.append(("sent", connection.client_id, list(payloads)))
+
+
+class LoggedTests(Case):
+    """What the log has beside its lines, and how often it is told."""
+
+    def named(self, name: str) -> list[LogEvent]:
+        """The log events of a name."""
+        return [event for event in self.events if event.get("event") == name]
+
+    def test_fields(self) -> None:
+        server = self.server(checkers=[checker()])
+        peer = self.peer(server)
+        peer.send(auth())
+        server.advance(1.5)
+        peer.reset()
+        [connected], [disconnected] = self.named("connected"), self.named("disconnected")
+        for event in (connected, disconnected):
+            self.assertEqual((event["client"], event["user"]), ("127.0.0.1:50000", "ann"))
+        self.assertEqual(connected["clients"], 1)
+        fields = ("code", "detail", "seconds", "messages_in", "messages_out")
+        self.assertEqual([disconnected[name] for name in fields], ["connection_lost", "", 1.5, 1, 2])
+        self.assertEqual(disconnected["bytes_in"], peer.connection.bytes_in)
+        self.assertEqual(disconnected["bytes_out"], peer.connection.bytes_out)
+
+    def test_refused(self) -> None:
+        server = self.server(limits=Limits(max_connections=1))
+        self.peer(server)
+        server.connect()
+        [event] = self.named("refused")
+        self.assertEqual((event["client"], event["code"]), ("127.0.0.1:50001", "server_full"))
+
+    def test_logins_that_fail(self) -> None:
+        """In one line a minute, whoever tries."""
+        server = self.server(checkers=[checker()])
+        for _ in range(4):
+            peer = self.peer(server)
+            peer.send(auth("wrong"))
+            # It is kept waiting, as its address was before.
+            server.advance(4)
+            peer.close()
+        self.assertEqual(self.lines("login failed"), ["login failed 127.0.0.1:50000 mechanism=plain"])
+        server.advance(61)
+        last = "login failed 127.0.0.1:50003 mechanism=plain (and 2 more in 60 s)"
+        self.assertEqual(self.lines("login failed")[1:], [last])
+        self.assertEqual(self.named("login_failed")[0]["mechanism"], "plain")
+
+    def test_those_that_are_slow(self) -> None:
+        """An operator hears of them, once a minute; of no other end."""
+        server = self.server(checkers=[checker()], limits=Limits(write_timeout=4))
+        for number in range(3):
+            peer = self.peer(server)
+            peer.send(auth())
+            if number:
+                peer.stop_reading()
+                peer.send(echo("x"))
+                server.advance(6)
+            peer.close()
+        text = "127.0.0.1:50001 user='ann' was closed: it did not read what was sent to it"
+        self.assertEqual(self.lines("127.0.0.1"), [text])
+        [event] = self.named("slow_consumer")
+        self.assertEqual(
+            (event["client"], event["user"], event["code"]), ("127.0.0.1:50001", "ann", "slow_consumer")
+        )
+        server.advance(60)
+        self.assertEqual(self.lines("127.0.0.1")[1:], [text.replace("50001", "50002")])
+
+    def test_handlers_that_fail(self) -> None:
+        """Each kind of message has its line, and a traceback; how often it was is told later."""
+
+        def act(session: Any, message: Do) -> Any:
+            raise KeyError
+
+        self.act = act
+        router = Router()
+
+        def ping(session: Any, message: Ping) -> Any:
+            raise KeyError
+
+        router.add(Ping, ping)
+        router.add(Do, act)
+        server = MemoryServer(routers=[router], checkers=[checker()])
+        self.addCleanup(server.stop)
+        peer = self.peer(server)
+        peer.send(auth())
+        for _ in range(3):
+            peer.send(do(), PING)
+        first = ["handler of Do failed for 127.0.0.1:50000", "handler of Ping failed for 127.0.0.1:50000"]
+        self.assertEqual(self.lines("handler of"), first)
+        event, _ = self.named("handler_failed")
+        self.assertEqual((event["client"], event["user"], event["kind"]), ("127.0.0.1:50000", "ann", "Do"))
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 2)
+        server.advance(61)
+        self.assertEqual(self.lines("handler of")[2:], [f"{line} (and 1 more in 60 s)" for line in first])
+        self.assertIn("KeyError", self.named("handler_failed")[-1]["log_traceback"])
+
+    def test_nothing_stays_unsaid(self) -> None:
+        """When the last client is gone and nothing listens, all is told at once."""
+
+        def act(session: Any, message: Do) -> Any:
+            raise KeyError
+
+        self.act = act
+        server = self.server()
+        peer = self.peer(server)
+        peer.send(do(), do(), do())
+        server.stop()
+        self.assertEqual(len(self.lines("handler of")), 1)
+        peer.close()
+        self.assertEqual(
+            self.lines("handler of")[1:], ["handler of Do failed for 127.0.0.1:50000 (and 1 more in 0 s)"]
+        )
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.assertEqual(server.clock.getDelayedCalls(), [])
+        server.factory.doStart()
+
+    def test_over_the_rate(self) -> None:
+        server = self.server(checkers=[checker()], limits=Limits(messages_per_second=1, message_burst=2))
+        peer = self.peer(server)
+        peer.send(auth())
+        peer.send(PING, PING, PING)
+        [event] = self.named("over_rate")
+        self.assertEqual((event["client"], event["user"]), ("127.0.0.1:50000", "ann"))
 
 
 class DrainTests(Case):
@@ -3060,7 +3515,8 @@ class DrainTests(Case):
         first.close()
         self.assertEqual(self.fired, [])
         peer.close()
-        self.assertEqual(self.lines("refused"), ["refused connections: going_away=1 last=127.0.0.1:50001"])
+        self.assertEqual(self.lines("refused"), ["refused 127.0.0.1:50001: going_away"])
+        self.assertEqual(self.memory.factory.stats.refused, {"going_away": 1})
         self.end()
         late = self.memory.connect()
         self.assertEqual(self.codes(late.receive()), ["going_away"])

@@ -12,8 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.console import program
 from tcpjson.console.link import maker
-from tcpjson.console.options import ask_password, credentials, read
+from tcpjson.console.options import read
 from tcpjson.credentials import Password, Token
+from tcpjson.logins import ask_password, credentials
 
 
 class OptionsTests(SynchronousTestCase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from contextvars import ContextVar
 from typing import Any
@@ -161,6 +162,21 @@ class StartTests(SynchronousTestCase):
         del deferred
         gc.collect()
         self.assertEqual(tidied, [True])
+
+    def test_one_that_is_closed_before_it_is_given_up(self) -> None:
+        """As the collector may do it: nothing is raised where nobody could catch it."""
+
+        async def act() -> None:
+            await Deferred()
+
+        lost: list[object] = []
+        self.patch(sys, "unraisablehook", lost.append)
+        closed = act()
+        _, deferred = start(closed)
+        closed.close()
+        del deferred
+        gc.collect()
+        self.assertEqual(lost, [])
 
     @given(strategies.lists(strategies.sampled_from(["value", "failure", "now"]), max_size=6))
     def test_as_twisted_does_it(self, steps: list[str]) -> None:

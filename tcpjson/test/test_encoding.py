@@ -260,6 +260,13 @@ class OwnMessageTests(SynchronousTestCase):
         endless.append(endless)
         self.assertRaises(RecursionError, encode_message, {"type": "t", "where": endless}, NOW)
 
+    def test_numbers_that_json_has_not(self) -> None:
+        """Nobody is sent a null in their place; a null of one's own is a null."""
+        for number in (float("nan"), float("inf"), -float("inf")):
+            self.assertRaises(ValueError, encode_message, {"type": "t", "where": [number]}, NOW)
+            self.assertRaises(ValueError, encode_message, Moved(where={"x": number}), NOW)
+        self.assertIsNone(fields(encode_message(Moved(where=None), NOW))["where"])
+
     def test_a_dict_without_a_type(self) -> None:
         for fields in ({}, {"kind": "t"}, {"type": None}, {"type": 1}):
             self.assertRaises(TypeError, encode_message, fields, NOW)

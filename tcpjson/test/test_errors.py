@@ -112,6 +112,8 @@ class ErrorOfTests(SynchronousTestCase):
     def test_without_a_text(self) -> None:
         for text in (None, "", 5, ["x"]):
             self.assertEqual(str(errors.error_of({"code": "quota", "message": text})), "quota")
+            error = errors.error_of({"code": text})
+            self.assertEqual((str(error), error.code), ("error", "error"))
         self.assertEqual(str(errors.error_of({})), "error")
 
     def test_a_text_that_is_no_line(self) -> None:

@@ -32,8 +32,12 @@ FLOORS = (
         "tlstransport",
         "handlers",
         "coroutines",
+        "lag",
+        "redaction",
     },
-    {"fairqueue", "verifiers", "auth", "credentials", "trace", "lifecycle", "loading"},
+    {"fairqueue", "verifiers", "auth", "credentials", "trace", "loading", "logs", "messagelog"},
+    {"notices"},
+    {"lifecycle"},
     {"classic", "dialects", "exchange", "connection", "server", "client"},
     {
         "",
@@ -47,11 +51,14 @@ FLOORS = (
         "demo",
         "conform",
         "schema",
+        "metrics",
+        "bench",
+        "logins",
     },
 )
 
 # Who may touch the global reactor, within functions.
-PROGRAMS = {"service", "tap", "blocking", "console", "demo"}
+PROGRAMS = {"service", "tap", "blocking", "console", "demo", "bench"}
 
 # Beside the standard library, all that `core` is made with; and what of the standard library it does without.
 CORE_REQUIRES = {"msgspec"}

@@ -495,6 +495,13 @@ class CompressedTests(SynchronousTestCase):
         length = len(deflate(b"{}"))
         self.assertEqual(self.assertRaises(FrameTooLong, reader.take, 1, LIMIT).length, 2**31 + length)
 
+    def test_too_long_while_none_is_inflated(self) -> None:
+        """That is said at once."""
+        reader = FrameReader()
+        reader.inflate = lambda payload, max_length: payload
+        reader.feed(struct.pack(">I", LIMIT + 1))
+        self.assertRaises(FrameTooLong, reader.take, 1, LIMIT, False)
+
     def test_agreed_on_in_the_midst(self) -> None:
         """From then on, for what was fed already too."""
         reader = FrameReader()

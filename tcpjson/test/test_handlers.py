@@ -7,6 +7,7 @@ from functools import partial, wraps
 from typing import Any
 
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.core.messages import Custom, Echo, Message, Ping, Refused, Text
@@ -152,6 +153,12 @@ class HandlerTests(SynchronousTestCase):
             error = self.assertRaises(TypeError, self.router.handler, function)
             self.assertIn(function.__name__, str(error))
         self.assertEqual(self.router.handlers, {})
+
+    def test_what_is_no_function(self) -> None:
+        called: Any = self.router.handler
+        for arguments in ((), ("move",)):
+            error = self.assertRaises(TypeError, called, *arguments)
+            self.assertEqual(str(error), "put @router.handler before a function, without parentheses")
 
     def test_a_class_has_one_handler(self) -> None:
         self.router.add(Move, handle)
@@ -433,6 +440,41 @@ class MiddlewareTests(SynchronousTestCase):
             came = self.router.wrapped(handler)(1, 2)
             self.assertEqual(self.result(came), ["answer", 1, 2, "seen"])
 
+    def test_a_forgotten_return(self) -> None:
+        """It is told, once for each handler; the middleware around it is not to blame."""
+
+        def forgets(session: Any, message: Any, handle: Any) -> None:
+            handle(session, message)
+
+        self.router.middleware(self.plain("outer"))
+        self.router.middleware(forgets)
+        with capturedLogs() as events:
+            handler = self.router.wrapped(answer)
+            self.assertEqual([handler(1, 2), handler(1, 2)], [None, None])
+            other = self.router.wrapped(deferred)
+            self.assertIsNone(other(1, ""))
+        name = name_of(forgets)
+        self.assertEqual(
+            [formatEvent(event) for event in events],
+            [
+                f"{name} returned None in place of the answer to {kind}: is a return missing?"
+                for kind in ("int", "str")
+            ],
+        )
+
+    def test_no_answer_is_no_fault(self) -> None:
+        """Not when there is none, and not when the handler is not called, whatever was before."""
+        answers: list[Any] = [None, 1, None]
+
+        @self.router.middleware
+        def middleware(session: Any, message: Any, handle: Any) -> Any:
+            return handle(session, message) if message else None
+
+        handler = self.router.wrapped(lambda session, message: answers.pop())
+        with capturedLogs() as events:
+            self.assertEqual([handler(1, called) for called in (1, 1, 0, 1)], [None, 1, None, None])
+        self.assertEqual(events, [])
+
     def test_it_may_do_without_the_handler_or_call_it_twice(self) -> None:
         @self.router.middleware
         def middleware(session: Any, message: Any, handle: Any) -> Any:
@@ -475,6 +517,12 @@ class MergeTests(SynchronousTestCase):
     def test_with_none(self) -> None:
         router = self._router(Ping, Custom)
         self.assertEqual(router.merged().handlers, router.handlers)
+
+    def test_one_in_place_of_a_list(self) -> None:
+        """It is told what takes routers, in our words."""
+        one: Any = self._router(Ping)
+        error = self.assertRaises(TypeError, lambda: Router().merged(*one))
+        self.assertEqual(str(error), "routers are given as a list: routers=[router]")
 
     def test_a_class_is_taken_over(self) -> None:
         ours, theirs = self._router(Ping, Echo, Custom), self._router(Ping, Custom)

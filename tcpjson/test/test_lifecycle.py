@@ -9,12 +9,13 @@ from typing import Any
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tcpjson.handlers import Router
 from tcpjson.lifecycle import Lifecycle, StartFailed
+from tcpjson.notices import Notices
 from tcpjson.test.hypo import given
 
 TIMEOUT = 30.0
@@ -24,10 +25,16 @@ class Wrong(Exception):
     """What a hook raises here."""
 
 
+def notices(clock: Clock) -> Notices:
+    """What tells the log of all that fails; the first at once."""
+    return Notices(clock, Logger("tcpjson.lifecycle"))
+
+
 class Case(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.router = Router()
+        self.notices = notices(self.clock)
         #: What happened, in order.
         self.seen: list[Any] = []
         self.events: list[LogEvent] = []
@@ -42,7 +49,7 @@ class Case(SynchronousTestCase):
 
     def lifecycle(self) -> Lifecycle:
         """Of the router as it is now."""
-        return Lifecycle(self.clock, self.router, TIMEOUT)
+        return Lifecycle(self.clock, self.router, TIMEOUT, self.notices)
 
     def lines(self) -> list[str]:
         """What was logged since the last call."""
@@ -139,7 +146,8 @@ class ConnectTests(Case):
         for moment in ("on_connect", "on_disconnect"):
             router = Router()
             getattr(router, moment)(self.note(moment))
-            self.assertTrue(Lifecycle(self.clock, router, TIMEOUT).watches_clients, moment)
+            lifecycle = Lifecycle(self.clock, router, TIMEOUT, self.notices)
+            self.assertTrue(lifecycle.watches_clients, moment)
 
     def test_one_after_the_other(self) -> None:
         waiting: Deferred[Any] = Deferred()
@@ -283,8 +291,44 @@ class DisconnectTests(Case):
         self.assertEqual(self.lines(), ["on_disconnect was not done in time"])
         self.assertFalse(self.settled(lifecycle))
         self.clock.advance(TIMEOUT / 2)
-        self.assertEqual(self.lines(), ["on_disconnect was not done in time"])
         self.assertTrue(self.settled(lifecycle))
+        # A minute after the first.
+        self.assertEqual(self.lines(), [])
+        self.clock.advance(60)
+        self.assertEqual(self.lines(), ["on_disconnect was not done in time"])
+
+    def test_a_late_one_is_no_other_hook(self) -> None:
+        """Those of each moment are told apart, in time or not."""
+        self.router.on_disconnect(self.waits("leave", Deferred()))
+        self.router.on_stop(self.waits("stop", Deferred()))
+        lifecycle = self.lifecycle()
+        server: Any = object()
+        lifecycle.start(server)
+        lifecycle.disconnected(self.session)
+        lifecycle.stop(server)
+        self.clock.advance(TIMEOUT + 0.2)
+        self.clock.advance(TIMEOUT + 0.2)
+        self.assertEqual(self.lines(), ["on_disconnect was not done in time", "on_stop was not done in time"])
+        self.assertTrue(self.settled(lifecycle))
+
+    def test_those_that_fail_again_and_again(self) -> None:
+        """The first is told at once; of the others the number, and one traceback."""
+        waits: list[Deferred[Any]] = []
+
+        @self.router.on_disconnect
+        def leave(session: Any) -> Any:
+            waits.append(Deferred())
+            return waits[-1]
+
+        lifecycle = self.lifecycle()
+        for _ in range(5):
+            lifecycle.disconnected(self.session)
+        for deferred in waits:
+            deferred.errback(Wrong())
+        self.assertEqual(self.lines(), ["on_disconnect failed"])
+        self.notices.stop()
+        self.assertEqual(self.lines(), ["on_disconnect failed (and 3 more in 0 s)"])
+        self.assertEqual(len(self.flushLoggedErrors(Wrong)), 1)
 
     def test_one_that_does_not_let_itself_be_cancelled(self) -> None:
         """Nothing waits for it any longer, and it is cancelled once."""
@@ -351,6 +395,8 @@ class DisconnectTests(Case):
         self.assertEqual(
             set(self.seen), {("polite", self.session), ("polite", "cancelled"), ("stubborn", "cancelled")}
         )
+        self.notices.stop()
+        self.assertEqual(self.lines(), ["on_disconnect was not done in time"] * 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_what_begins_after_cancel(self) -> None:
@@ -470,7 +516,8 @@ class ModelTests(Case):
             open_ones[deferred] = clock.seconds()
             return deferred
 
-        lifecycle = Lifecycle(clock, router, TIMEOUT)
+        said = notices(clock)
+        lifecycle = Lifecycle(clock, router, TIMEOUT, said)
         session: Any = object()
         for step, number in steps:
             chosen = list(open_ones)[number % len(open_ones)] if open_ones else None
@@ -490,7 +537,9 @@ class ModelTests(Case):
             for began in open_ones.values():
                 self.assertLess(clock.seconds(), began + TIMEOUT + 0.11)
             if not open_ones:
+                said.stop()
                 self.assertEqual(clock.getDelayedCalls(), [])
         lifecycle.cancel()
+        said.stop()
         self.assertEqual((open_ones, clock.getDelayedCalls()), ({}, []))
         self.flushLoggedErrors(Wrong)

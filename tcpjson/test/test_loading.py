@@ -132,6 +132,7 @@ class LoadingTests(SynchronousTestCase):
             self.write(f"{name}.py", f"\n\n{line}\n")
             text = self.fault(f"{name}:router")
             self.assertTrue(text.startswith(f"{self.folder / name}.py, line 3: {told}"), text)
+            self.assertFalse(text.endswith(": "), text)
 
     def test_the_place_is_the_innermost_of_the_authors(self) -> None:
         """Not in what it calls of ours: a handler that we refuse is told by the line where it stands."""

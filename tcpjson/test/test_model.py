@@ -59,6 +59,10 @@ class Broken(Exception):
     """What a handler of the model fails with."""
 
 
+# Payloads by type, and their bytes.
+Counts = dict[str, tuple[int, int]]
+
+
 class Expected:
     """One request on its way: what its answer must be."""
 
@@ -71,6 +75,8 @@ class Expected:
         self.relays = False
         #: Whether it is of the type `pong`.
         self.pong = False
+        #: What the request was: what `frames` says it leads to, or `forbidden`; and its payload.
+        self.source = ("", b"")
 
     def matches(self, message: dict[str, Any]) -> bool:
         if message["type"] == "error":
@@ -206,9 +212,35 @@ class Client:
         self.pipe = self.pipe[: cut - self.delivered]
         self.written = cut
 
+    def count(self, received: Counts) -> None:
+        """Add the requests that the server has handled to those of all clients."""
+        for number, (expected, _) in enumerate(self.handled()):
+            kind, payload = expected.source
+            served, _, beats, _ = self.states[number]
+            count_payload(received, type_of(kind, payload, served, beats), payload)
+
     def broadcasts(self) -> list[Any]:
         """What it broadcast, as far as the server has handled it."""
         return [expected.value for expected, _ in self.handled() if expected.relays]
+
+
+def count_payload(counts: Counts, kind: str, payload: bytes) -> None:
+    """Count one payload of a type."""
+    count, size = counts.get(kind, (0, 0))
+    counts[kind] = count + 1, size + len(payload)
+
+
+def type_of(kind: str, payload: bytes, served: bool, beats: bool) -> str:
+    """The type under which a request is counted."""
+    if kind in ("bad_json", "bad_message", "bad_frame", "echo"):
+        return "other"
+    types = {"ping", "auth", "hello"}
+    if served:
+        types |= {"broadcast", "echo", "get_stats", "later"}
+        if beats:
+            types.add("pong")
+    name = json.loads(payload)["type"]
+    return name if name in types else "other"
 
 
 VALUES = st.recursive(
@@ -365,6 +397,8 @@ class Model(RuleBasedStateMachine):
         #: Whether all errors that were made have come.
         self.exact = True
         self.errors: Counter[str] = Counter()
+        #: All that came to clients.
+        self.came: Counts = {}
         self.numbers = iter(range(1, 1_000_000))
         router = Router()
 
@@ -438,7 +472,9 @@ class Model(RuleBasedStateMachine):
         """One for whom there is no room."""
         if self.refusal is not None:
             peer = self.server.connect()
-            [error] = peer.receive()
+            [payload] = peer.receive_payloads()
+            error: Any = strict_json(payload)
+            count_payload(self.came, "error", payload)
             assert (error["type"], error["code"]) == ("error", self.refusal)
             assert peer.closed
             self.turned_away[error["code"]] += 1
@@ -447,7 +483,9 @@ class Model(RuleBasedStateMachine):
     def come(self) -> Client:
         """A new client, who has read its welcome."""
         client = Client(self.server.connect(), self.now)
-        [welcome] = client.peer.receive()
+        [payload] = client.peer.receive_payloads()
+        welcome: Any = strict_json(payload)
+        count_payload(self.came, "welcome", payload)
         assert (welcome["type"], welcome["auth"]) == ("welcome", ["token"] if self.asks else [])
         client.name = welcome["client_id"]
         client.served = not self.asks
@@ -662,6 +700,9 @@ class Model(RuleBasedStateMachine):
             assert client.reasons, "closed without a reason"
         else:
             client.reasons = {"connection_lost" if rudely else "client_closed"}
+            if client.leaving:
+                # What was held for a client that did not read is let go first, and that may be the last.
+                client.reasons.add("going_away")
             # What it sent may not have been handled before.
             for code in [client.doomed, *(["auth_failed"] if client.failures == MAX_FAILURES else [])]:
                 if code:
@@ -698,6 +739,7 @@ class Model(RuleBasedStateMachine):
                 payload = payload[:-1] + b',"id":%d}' % request_id
                 if expected.kind == "response":
                     expected.value = {**value, "id": request_id}
+            expected.source = "forbidden" if value == "out of range" else kind, payload
             data = frame(payload)
             if client.compresses and payload and len(payload) % 3 == 0:
                 data = frame(deflate(payload), compressed=True)
@@ -767,6 +809,8 @@ class Model(RuleBasedStateMachine):
         """Take what came, and sort it."""
         for payload in client.peer.receive_payloads():
             message: Any = strict_json(payload)
+            kind = "own" if message["type"] == "later_done" else message["type"]
+            count_payload(self.came, kind, payload)
             assert client.error is None, f"{message} after the fatal error"
             if message["type"] == "broadcast" and "from_client" in message:
                 assert message.get("from_user") == (USER if self.asks else None)
@@ -959,8 +1003,14 @@ class Model(RuleBasedStateMachine):
             assert not deadlines._deadlines
         made = factory.stats.errors - self.turned_away
         assert not self.errors - made, f"{self.errors - made} came and were not counted"
+        sent = {kind: each for kind, each in factory.stats.sent_by_type().items() if each != (0, 0)}
+        for kind, (count, size) in self.came.items():
+            most = sent.get(kind, (0, 0))
+            assert count <= most[0] and size <= most[1], f"{count} {kind} came, and {most} were counted"
         if self.exact and "slow_consumer" not in made:
             assert made == self.errors, f"{made} were counted, {self.errors} came"
+            assert sent == self.came, f"{sent} were counted, {self.came} came"
+            assert factory.stats.messages_out == sum(count for count, _ in sent.values())
 
     def check_rest(self) -> None:
         """Nothing is left behind."""
@@ -987,6 +1037,11 @@ class Model(RuleBasedStateMachine):
         assert factory.stats.messages_out == sent + self.turned_away.total()
         assert factory.stats.broadcasts == sum(len(client.broadcasts()) for client in self.all)
         assert factory.turn is None
+        received: Counts = {}
+        for client in self.all:
+            client.count(received)
+        counted = factory.stats.received_by_type()
+        assert {kind: each for kind, each in counted.items() if each != (0, 0)} == received
 
 
 class AskingModel(Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.error import ConnectionRefusedError
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.test.iosim import FakeTransport, IOPump, connect
 from twisted.trial.unittest import SynchronousTestCase
@@ -96,6 +97,16 @@ class Host:
         )
 
 
+class Reactor(Clock):
+    """A clock that takes no time before now: no reactor does."""
+
+    def callLater(
+        self, delay: float, callable: Callable[..., object], *args: object, **kw: object
+    ) -> IDelayedCall:
+        assert delay >= 0
+        return super().callLater(delay, callable, *args, **kw)
+
+
 class Lease:
     """Who leases a client and keeps it until `end`."""
 
@@ -123,7 +134,7 @@ class PoolTestCase(SynchronousTestCase):
     """Two servers, and pools."""
 
     def setUp(self) -> None:
-        self.clock = Clock()
+        self.clock = Reactor()
         self.one, self.two = self.hosts = [Host(self.clock, "one"), Host(self.clock, "two")]
         self.pools: list[Pool] = []
 
@@ -380,6 +391,15 @@ class OfflineTests(PoolTestCase):
         self.assertNoResult(lease.result)
         self.advance(0.125)
         self.disconnected(lease.result, "one: the server asks")
+
+    def test_woken_when_it_is_over(self) -> None:
+        """As where the reactor was held up for long."""
+        pool = self.pool(self.one, size=1, offline="queue", timeout=4.0, restart=1.0, retries=0)
+        lease = Lease(pool)
+        self.clock.advance(10)
+        self.settle()
+        self.assertEqual(self.one.attempts, 2)
+        self.disconnected(lease.result, "not connected")
 
     def test_what_is_no_time(self) -> None:
         pool = self.pool(offline="queue", max_waiting=1)
@@ -681,9 +701,10 @@ class ConnectTests(PoolTestCase):
 
     def test_one_by_its_name(self) -> None:
         """Where it leads to is for `Client` to know."""
-        pool = Pool(self.clock, "localhost:9999", offline="queue")
-        self.disconnected(Lease(pool).result, "closed")
-        self.assertEqual(pool.connected, 0)
+        for where in ("localhost:9999", self.one):
+            pool = Pool(self.clock, where, offline="queue")
+            self.disconnected(Lease(pool).result, "closed")
+            self.assertEqual(pool.connected, 0)
 
     def test_bounds(self) -> None:
         for wrong, text in (

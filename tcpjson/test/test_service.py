@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 import socket
 import tempfile
@@ -10,9 +11,12 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from twisted.application.service import MultiService
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, ConnectionDone
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,7 +26,7 @@ from tcpjson import Limits, Router, TCPJSONServerFactory, service
 from tcpjson.lifecycle import StartFailed
 from tcpjson.service import Refusal, ServerService, reason_of
 from tcpjson.systemd import Notifier
-from tcpjson.tap import port_from
+from tcpjson.tap import open_metrics_port, port_from
 from tcpjson.test.wires import Loop, Wire
 from tcpjson.testing import START, MemoryServer
 from tcpjson.testing import Peer as MemoryPeer
@@ -332,6 +336,11 @@ class RunningCase(ServiceCase):
         """The time of the steady clock."""
         return round(self.clock.seconds() * 1e6)
 
+    def repeated(self) -> list[float]:
+        """After how many seconds each of its timers is due, but the one that a server has without it."""
+        others = [call.getTime() for call in MemoryServer().clock.getDelayedCalls()]
+        return [call.getTime() for call in self.clock.getDelayedCalls() if call.getTime() not in others]
+
 
 class ReloadTests(RunningCase):
     """SIGHUP."""
@@ -406,7 +415,7 @@ class CertificateTests(RunningCase):
 
     def test_fourteen_days_before(self) -> None:
         """From then on once a day; and the figure is there before."""
-        self.start(tls=[("tls port", FakeTLS(16))])
+        self.start(tls=[("--port tls", FakeTLS(16))])
         self.assertEqual(self.warnings(), [])
         self.assertEqual(self.server.factory.stats.certificate_days, 16)
         for days in (15.0, 14.0):
@@ -415,17 +424,17 @@ class CertificateTests(RunningCase):
             self.assertEqual(self.server.factory.stats.certificate_days, days)
         for days in (13.0, 12.0):
             self.clock.advance(86400)
-            self.assertEqual(self.warnings(), [f"a certificate of --port tls port ends in {days} days"])
+            self.assertEqual(self.warnings(), [f"a certificate of --port tls ends in {days} days"])
             self.assertEqual(self.server.factory.stats.certificate_days, days)
 
     def test_at_the_start(self) -> None:
         """The first of several counts, and each has a line of its own; one that ended, too."""
-        self.start(tls=[("a", FakeTLS(20)), ("b", FakeTLS(-2)), ("c", FakeTLS(13.9))])
+        self.start(tls=[("--port a", FakeTLS(20)), ("--port b", FakeTLS(-2)), ("--metrics c", FakeTLS(13.9))])
         self.assertEqual(
             self.warnings(),
             [
                 "a certificate of --port b has ended 2.0 days ago",
-                "a certificate of --port c ends in 13.9 days",
+                "a certificate of --metrics c ends in 13.9 days",
             ],
         )
         self.assertEqual(self.server.factory.stats.certificate_days, -2)
@@ -447,7 +456,7 @@ class CertificateTests(RunningCase):
             (-2.5, LogLevel.error, "has ended 2.5 days ago"),
         ):
             events = self.events()
-            self.start(tls=[("a", FakeTLS(days))])
+            self.start(tls=[("--port a", FakeTLS(days))])
             found = [
                 (event["log_level"], formatEvent(event)) for event in events if "days" in formatEvent(event)
             ]
@@ -455,9 +464,8 @@ class CertificateTests(RunningCase):
             self.assertEqual(self.server.factory.stats.certificate_days, round(days, 1))
 
     def test_nobody_looks_without_tls(self) -> None:
-        before = len(MemoryServer().clock.getDelayedCalls())
         self.start()
-        self.assertEqual(len(self.clock.getDelayedCalls()), before)
+        self.assertEqual(self.repeated(), [0.25])
         self.assertIsNone(self.server.factory.stats.certificate_days)
 
     def test_nobody_looks_after_the_end(self) -> None:
@@ -777,20 +785,298 @@ class SystemdTests(RunningCase):
         self.assertEqual(self.systemd.told(), [])
 
     def test_nobody_watches(self) -> None:
-        before = len(MemoryServer().clock.getDelayedCalls())
         self.start()
-        self.assertEqual(len(self.clock.getDelayedCalls()), before)
+        self.assertEqual(self.repeated(), [0.25])
         self.systemd.told()
         self.clock.advance(100)
         self.assertEqual(self.systemd.told(), [])
 
 
+class MetricsTests(ServiceCase):
+    """The port of `--metrics`."""
+
+    def service(
+        self, metrics: object, *results: object, description: str = "tcp:9100", **options: Any
+    ) -> ServerService:
+        """A service whose endpoints come to some results, that of the metrics to the first."""
+        self.endpoints: list[Any] = [FakeEndpoint(result) for result in results]
+        self.metrics: Any = FakeEndpoint(metrics)
+        self.site = object()
+        shown: Any = description, self.metrics, self.site
+        return ServerService(
+            [(f"port {n}", end) for n, end in enumerate(self.endpoints)],
+            TCPJSONServerFactory(Loop()),
+            metrics=shown,
+            **options,
+        )
+
+    def test_it_listens_after_the_others(self) -> None:
+        lines = self.lines()
+        ports = [FakePort(IPv4Address("TCP", "127.0.0.1", number)) for number in (1, 2, 9100)]
+        service = self.service(ports[2], *ports[:2])
+        service.privilegedStartService()
+        service.startService()
+        self.assertEqual(
+            lines(),
+            [
+                "listening on 127.0.0.1:1",
+                "listening on 127.0.0.1:2",
+                "metrics on http://127.0.0.1:9100/",
+            ],
+        )
+        self.assertIs(self.metrics.factory, self.site)
+        self.assertIs(self.endpoints[1].factory, service.factory)
+        # What systemd is told is where clients go.
+        self.assertEqual(service._listening(), "listening on 127.0.0.1:1, 127.0.0.1:2")
+
+    def test_where_it_is(self) -> None:
+        secure: Any = FakeTLS(100)
+        for address, tls, where in (
+            (IPv6Address("TCP", "::1", 80), (), "http://[::1]:80/"),
+            (UNIXAddress(b"/run/metrics"), (), "/run/metrics"),
+            (UNIXAddress("/run/metrics"), (), "/run/metrics"),
+            (IPv4Address("TCP", "127.0.0.1", 1), [("--metrics ssl:1", secure)], "https://127.0.0.1:1/"),
+            (IPv4Address("TCP", "127.0.0.1", 1), [("--port ssl:1", secure)], "http://127.0.0.1:1/"),
+        ):
+            events = self.events()
+            self.service(FakePort(address), FakePort(), tls=tls).startService()
+            [event] = [event for event in events if "url" in event]
+            self.assertEqual(formatEvent(event), f"metrics on {where}")
+            self.assertEqual((event["event"], event["url"]), ("metrics", where))
+
+    def test_one_that_is_open_to_all(self) -> None:
+        """Whoever may be a client: a warning, but not for who is on this machine."""
+        warning = "whoever reaches --metrics tcp:9100 sees who is connected: nobody is asked who it is"
+        addresses: list[tuple[Any, bool]] = [
+            (IPv4Address("TCP", "127.0.0.1", 1), False),
+            (IPv6Address("TCP", "::1", 1), False),
+            (UNIXAddress(b"/run/x"), False),
+            (IPv4Address("TCP", "0.0.0.0", 1), True),
+            (IPv4Address("TCP", "192.0.2.7", 1), True),
+            (IPv6Address("TCP", "::", 1), True),
+        ]
+        for asks in (False, True):
+            for address, warned in addresses:
+                events = self.events()
+                service = self.service(FakePort(address), FakePort())
+                authenticator: Any = object() if asks else None
+                service.factory.authenticator = authenticator
+                service.startService()
+                warnings = [event for event in events if event["log_level"] is LogLevel.warn]
+                self.assertEqual([formatEvent(event) for event in warnings], [warning] * warned)
+                self.assertEqual([event["event"] for event in warnings], ["open_to_all"] * warned)
+
+    def test_it_cannot_listen(self) -> None:
+        """Nothing is served then, and one line says why."""
+        ports = [FakePort("a"), FakePort("b")]
+        error = CannotListenError("127.0.0.1", 9100, OSError(98, "Address already in use"))
+        service = self.service(error, *ports)
+        line = self.one_line(self.assertRaises(Refusal, service.privilegedStartService))
+        self.assertIn("cannot listen on --metrics tcp:9100: ", line)
+        self.assertIn("Address already in use", line)
+        self.assertEqual([port.listening for port in ports], [False, False])
+
+    def test_another_cannot_listen(self) -> None:
+        service = self.service(FakePort("metrics"), FakePort("a"), OSError(13, "Permission denied"))
+        line = self.one_line(self.assertRaises(Refusal, service.privilegedStartService))
+        self.assertEqual(line, "tcpjson: cannot listen on --port port 1: [Errno 13] Permission denied")
+        self.assertIsNone(self.metrics.factory)
+
+    def test_another_that_finds_out_later(self) -> None:
+        """Nothing stays open then, the metrics neither."""
+        metrics, port = FakePort("metrics"), FakePort("a")
+        service = self.service(metrics, port, None)
+        later: Deferred[Any] = Deferred()
+        self.endpoints[1].listen = lambda factory: later
+        service.privilegedStartService()
+        self.assertEqual((metrics.listening, port.listening), (True, True))
+        later.errback(OSError(13, "Permission denied"))
+        self.assertEqual((metrics.listening, port.listening), (False, False))
+
+    def test_it_stops_last(self) -> None:
+        """To the last it can be asked whether the server drains; the end waits for it."""
+        stopping, closing = Deferred[None](), Deferred[None]()
+        metrics, port = FakePort("metrics", closing), FakePort("a", stopping)
+        service = self.service(metrics, port)
+        service.startService()
+        connection = service.factory.buildProtocol(None)
+        connection.makeConnection(StringTransport())
+        stopped = service.stopService()
+        self.assertEqual((port.listening, metrics.listening), (False, True))
+        self.assertTrue(service.factory.draining)
+        stopping.callback(None)
+        self.assertTrue(metrics.listening)
+        connection.connectionLost(Failure(ConnectionDone()))
+        self.assertFalse(metrics.listening)
+        self.assertNoResult(stopped)
+        closing.callback(None)
+        self.successResultOf(stopped)
+
+    def test_hooks_of_the_end_come_before(self) -> None:
+        waiting: Deferred[None] = Deferred()
+        router = Router()
+        router.on_stop(lambda server: waiting)
+        metrics = FakePort("metrics")
+        endpoint: Any = FakeEndpoint(FakePort("a"))
+        factory = TCPJSONServerFactory(Loop(), routers=[router])
+        ours: Any = FakeEndpoint(metrics)
+        site: Any = object()
+        service = ServerService([("port", endpoint)], factory, metrics=("tcp:1", ours, site))
+        service.startService()
+        # As the last port does it.
+        factory.doStart()
+        factory.doStop()
+        stopped = service.stopService()
+        self.assertNoResult(stopped)
+        self.assertTrue(metrics.listening)
+        waiting.callback(None)
+        self.assertFalse(metrics.listening)
+        self.successResultOf(stopped)
+
+
+class LagTests(RunningCase):
+    """How late the reactor is."""
+
+    def test_while_it_runs(self) -> None:
+        self.start()
+        lag = self.server.factory.stats.lag
+        self.clock.advance(0.25)
+        self.assertEqual((lag.count, lag.sum), (1, 0.0))
+        self.clock.advance(1.0)
+        self.assertEqual((lag.count, lag.sum), (2, 0.75))
+        peer = self.server.connect()
+        stopped = self.service.stopService()
+        self.stopping.callback(None)
+        # It drains, and who is still there is served.
+        self.clock.advance(0.25)
+        self.assertEqual(lag.count, 3)
+        peer.close()
+        self.successResultOf(stopped)
+        self.clock.advance(5)
+        self.assertEqual(lag.count, 3)
+
+    def test_only_with_the_service(self) -> None:
+        server = MemoryServer()
+        server.advance(5)
+        self.assertEqual(server.factory.stats.lag.count, 0)
+        server.stop()
+
+
+class LogTests(ServiceCase):
+    """How the log is written."""
+
+    def service(self, error: Exception | None = None) -> ServerService:
+        self.attached: list[object] = []
+        case = self
+
+        class Logs:
+            def attach(self, application: object) -> None:
+                case.attached.append(application)
+                if error is not None:
+                    raise error
+
+        endpoint: Any = FakeEndpoint(FakePort())
+        logs: Any = Logs()
+        return ServerService([("port", endpoint)], TCPJSONServerFactory(Loop()), logs=logs)
+
+    def test_it_is_told_of_the_application(self) -> None:
+        """Once, before the service starts."""
+        service = self.service()
+        self.assertEqual(self.attached, [])
+        parent = MultiService()
+        service.setServiceParent(parent)
+        self.assertEqual(self.attached, [parent])
+        self.assertIs(service.parent, parent)
+        parent.startService()
+        self.assertTrue(service.running)
+        self.assertEqual(self.attached, [parent])
+
+    def test_a_file_that_cannot_be_written(self) -> None:
+        service = self.service(PermissionError(13, "Permission denied", "/run/x.log"))
+        line = self.one_line(self.assertRaises(Refusal, service.setServiceParent, MultiService()))
+        self.assertEqual(line, "tcpjson: --logfile /run/x.log: Permission denied")
+
+    def test_without(self) -> None:
+        endpoint: Any = FakeEndpoint(FakePort())
+        service = ServerService([("port", endpoint)], TCPJSONServerFactory(Loop()))
+        parent = MultiService()
+        service.setServiceParent(parent)
+        self.assertEqual(list(parent), [service])
+
+
+class LateHookTests(RunningCase):
+    """Hooks that fail when nobody is left."""
+
+    def test_all_is_said(self) -> None:
+        """The log is told of them before the end, and no timer stays."""
+        waits: list[Deferred[None]] = []
+
+        def hook(subject: object) -> Deferred[None]:
+            waits.append(Deferred())
+            return waits[-1]
+
+        router = Router()
+        router.on_disconnect(hook)
+        self.start(router=router)
+        events: list[LogEvent] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for peer in [self.server.connect() for _ in range(3)]:
+            peer.close()
+        stopped = self.service.stopService()
+        self.stopping.callback(None)
+        self.server.factory.doStop()
+        for deferred in waits:
+            deferred.errback(ValueError("what it is"))
+        self.successResultOf(stopped)
+        failed = [event for event in events if event.get("event") == "hook_failed"]
+        self.assertEqual(sum(1 + event.get("unsaid", 0) for event in failed), 3)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+
 class SocketTests(ServiceCase):
     """On the loopback, port 0."""
 
-    def service(self, loop: Loop, *descriptions: str) -> ServerService:
+    def service(self, loop: Loop, *descriptions: str, metrics: str | None = None) -> ServerService:
         endpoints: Sequence[Any] = [(text, port_from(text, loop).endpoint) for text in descriptions]
-        return ServerService(endpoints, TCPJSONServerFactory(loop))
+        shown: Any = None
+        if metrics is not None:
+            shown = metrics, open_metrics_port(metrics, loop).endpoint, Factory.forProtocol(Protocol)
+        return ServerService(endpoints, TCPJSONServerFactory(loop), metrics=shown)
+
+    def test_metrics_that_cannot_listen(self) -> None:
+        """Their port is taken: the others are closed, and one line says so."""
+        loop = Loop()
+        self.addCleanup(loop.close)
+        taken = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(taken.close)
+        number = taken.getsockname()[1]
+        lines = self.lines()
+        service = self.service(loop, "tcp:0:interface=127.0.0.1", metrics=f"tcp:{number}")
+        line = self.one_line(self.assertRaises(SystemExit, service.privilegedStartService))
+        self.assertTrue(line.startswith(f"tcpjson: cannot listen on --metrics tcp:{number}: "), line)
+        self.assertIn("in use", line)
+        self.assertEqual(len(lines()), 1)
+        loop.settle()
+        self.assertEqual(loop.readers, set())
+
+    def test_metrics_on_loopback(self) -> None:
+        loop = Loop()
+        lines = self.lines()
+        service = self.service(loop, "tcp:0:interface=127.0.0.1", metrics="tcp:0")
+        service.startService()
+        _, line = lines()
+        match = re.fullmatch(r"metrics on http://127\.0\.0\.1:(\d+)/", line)
+        assert match is not None
+        socket.create_connection(("127.0.0.1", int(match[1]))).close()
+        stopped = service.stopService()
+        loop.settle()
+        self.successResultOf(stopped)
+        loop.settle()
+        self.assertRaises(OSError, socket.create_connection, ("127.0.0.1", int(match[1])), 1)
+        self.assertEqual(loop.readers, set())
 
     def test_it_serves(self) -> None:
         loop = Loop()

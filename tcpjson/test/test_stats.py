@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tcpjson.core.messages import Custom, Echo, Message, Ping, Refused, Text
+from tcpjson.core.messages import (
+    Answer,
+    Custom,
+    Echo,
+    HeartbeatPong,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    Text,
+)
 from tcpjson.core.stats import SAMPLE_INTERVAL, ClosedConnection, Stats
 
 RATES = {
@@ -92,8 +103,67 @@ class CountTests(SynchronousTestCase):
 
         stats = Stats(0.0, [Ping, Echo, Move, Custom, Text, Refused])
         for kind, count in ((Ping, 1), (Move, 2), (Custom, 3), (Text, 4), (Refused, 5)):
-            stats.kinds[kind] += count
+            stats.received[kind][0] += count
+            stats.received[kind][1] += 10 * count
         self.assertEqual(stats.messages_by_type(), {"ping": 1, "move": 2, "other": 12})
+        self.assertEqual(
+            stats.received_by_type(),
+            {"ping": (1, 10), "echo": (0, 0), "move": (2, 20), "other": (12, 120)},
+        )
+
+    def test_several_classes_of_one_type(self) -> None:
+        """They are added up."""
+        stats = Stats(0.0, [Pong, HeartbeatPong])
+        stats.received[Pong][:] = 1, 5
+        stats.received[HeartbeatPong][:] = 2, 10
+        self.assertEqual(stats.received_by_type(), {"pong": (3, 15)})
+
+    def test_types_sent(self) -> None:
+        """Those of the protocol are known from the start; all others are the application's own."""
+
+        class Move(Message, tag="move"):
+            pass
+
+        class Pose(Message, tag="pong"):
+            pass
+
+        stats = Stats(0.0)
+        types = {str(kind.__struct_config__.tag) for kind in Answer.__subclasses__()}
+        self.assertEqual(stats.sent_by_type(), dict.fromkeys({*types, "own"}, (0, 0)))
+        for kind, count, size in ((Pong, 1, 10), (Move, 2, 20), (dict, 3, 30), (Pong, 4, 40), (Pose, 5, 50)):
+            stats.count_sent(kind, count, size)
+        stats.count_delivered(6, 60)
+        sent = {kind: counts for kind, counts in stats.sent_by_type().items() if counts != (0, 0)}
+        self.assertEqual(sent, {"pong": (5, 50), "own": (10, 100), "broadcast": (6, 60)})
+        self.assertEqual(stats.deliveries, 6)
+
+    def test_handlers_that_are_awaited(self) -> None:
+        """By type; those of all classes without one together."""
+
+        class Move(Message, tag="move"):
+            pass
+
+        stats = Stats(0.0)
+        self.assertEqual(stats.awaited, {})
+        for kind, seconds in ((Move, 0.5), (Custom, 1.0), (Move, 2.0), (Text, 40.0)):
+            stats.waited(kind, seconds)
+        self.assertEqual(
+            {kind: (each.count, each.sum) for kind, each in stats.awaited.items()},
+            {"move": (2, 2.5), "other": (2, 41.0)},
+        )
+        self.assertEqual(stats.awaited["other"].counts[-1], 1)
+
+    def test_histograms(self) -> None:
+        """From the least that matters to the most, in seconds."""
+        stats = Stats(0.0)
+        for histogram, least, most in (
+            (stats.durations, 0.1, 604800),
+            (stats.handling, 1e-5, 3),
+            (stats.lag, 1e-3, 3),
+        ):
+            self.assertEqual((histogram.bounds[0], histogram.bounds[-1]), (least, most))
+            self.assertEqual(list(histogram.bounds), sorted(set(histogram.bounds)))
+            self.assertEqual(histogram.count, 0)
 
     def test_details(self) -> None:
         """At least what section 3 calls `details`, each figure in its place."""
@@ -114,7 +184,7 @@ class CountTests(SynchronousTestCase):
             setattr(stats, name, number)
         stats.errors["bad_json"] += 3
         stats.disconnects["client_closed"] += 4
-        stats.kinds[Ping] += 5
+        stats.received[Ping][0] += 5
         details = stats.details(2.0)
         self.assertEqual({name: details[name] for name in names}, {n: i for i, n in enumerate(names, 1)})
         self.assertEqual(details["errors"], {"bad_json": 3})
@@ -162,12 +232,12 @@ class ClosedTests(SynchronousTestCase):
 
     def test_what_is_kept(self) -> None:
         """Who it was, why it ended, and how much it was; nothing of what was said."""
-        fields = ("client_id", "user", "code", "age", "bytes_in", "bytes_out")
+        fields: tuple[str, ...] = ("client_id", "user", "code", "age", "bytes_in", "bytes_out")
+        fields += ("messages_in", "messages_out", "detail", "at")
         self.assertEqual(ClosedConnection.__struct_fields__, fields)
-        closed = ClosedConnection("c:1", "ann", "idle_timeout", 1.5, 10, 20)
-        self.assertEqual(
-            [getattr(closed, name) for name in fields], ["c:1", "ann", "idle_timeout", 1.5, 10, 20]
-        )
+        values: Any = ("c:1", "ann", "idle_timeout", 1.5, 10, 20, 3, 4, "why", "2024-01-01T12:00:00.000Z")
+        closed = ClosedConnection(*values)
+        self.assertEqual(tuple(getattr(closed, name) for name in fields), values)
 
     def test_the_past_stays(self) -> None:
         closed = ClosedConnection("c:1", None, "idle_timeout", 1.5, 10, 20)

@@ -22,6 +22,7 @@ from twisted.cred import strcred
 from twisted.cred.credentials import IUsernamePassword
 from twisted.internet import endpoints, reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.plugins.cred_file import theFileCheckerFactory
 from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -32,9 +33,17 @@ from tcpjson.auth import TokenChecker, VerifierChecker
 from tcpjson.proxied import ProxiedEndpoint, ProxiedProtocol
 from tcpjson.service import Refusal, ServerService
 from tcpjson.systemd import ActivatedEndpoint
-from tcpjson.tap import Options, allowed_connections, makeService, open_port, port_from, raise_file_limit
+from tcpjson.tap import (
+    Options,
+    allowed_connections,
+    makeService,
+    open_metrics_port,
+    open_port,
+    port_from,
+    raise_file_limit,
+)
 from tcpjson.test.test_service import FakeSystemd, ServiceCase
-from tcpjson.test.wires import authority
+from tcpjson.test.wires import Loop, authority, connect
 from tcpjson.tlstransport import TLSEndpoint
 from tcpjson.verifiers import Verifier, hash_token
 
@@ -145,7 +154,7 @@ class OptionsTests(RefusingCase):
 
     def test_bad_numbers(self) -> None:
         sizes = ("max-length", "max-queue", "send-buffer", "receive-buffer", "compress-over")
-        counts = ("max-connections", "max-connections-per-ip")
+        counts = ("max-connections", "max-connections-per-ip", "log-sample")
         times = (
             *("write-timeout", "frame-timeout", "handler-timeout", "auth-timeout", "idle-timeout"),
             *("heartbeat", "grace"),
@@ -816,8 +825,8 @@ class MakeServiceTests(MakingCase):
         """Those of each port with TLS, to be read anew."""
         description = f"ssl:1:privateKey={certificate(self.mktemp())}"
         service = self.make("--port", "tcp:1", "--port", description, "--port", "unix:/run/x")
-        [(port, tls)] = service._tls
-        self.assertEqual(port, description)
+        [(option, tls)] = service._tls
+        self.assertEqual(option, f"--port {description}")
         before = tls.serverConnectionForTLS(None).get_context()
         service.reload()
         self.assertIsNot(tls.serverConnectionForTLS(None).get_context(), before)
@@ -953,6 +962,203 @@ class MakeServiceTests(MakingCase):
         service._stop_reactor(signal.SIGTERM)
         service._stop_reactor(signal.SIGINT)
         self.assertEqual(told, [("TERM", signal.SIGTERM), ("INT", signal.SIGINT)])
+
+
+class MetricsOptionTests(MakingCase):
+    """`--metrics`, and who may ask there."""
+
+    def listens(self, description: str) -> tuple[Any, ...]:
+        """How the memory reactor is told to listen: port, factory, backlog, interface."""
+        memory = MemoryReactorClock()
+        port = open_metrics_port(description, memory)
+        self.successResultOf(port.endpoint.listen(Factory.forProtocol(Protocol)))
+        [listening] = memory.tcpServers or memory.unixServers
+        return listening
+
+    def test_on_loopback_unless_told_otherwise(self) -> None:
+        pem, folder = certificate(self.mktemp()), Path(self.mktemp())
+        folder.mkdir()
+        certificate(str(folder / "a.pem"))
+        for description, interface in (
+            ("tcp:9100", "127.0.0.1"),
+            ("TCP:9100", "127.0.0.1"),
+            ("tcp:port=9100", "127.0.0.1"),
+            ("tcp:9100:backlog=5", "127.0.0.1"),
+            ("tcp6:9100", "::1"),
+            (f"ssl:9100:privateKey={pem}", "127.0.0.1"),
+            (f"tls:{folder}:9100", "127.0.0.1"),
+            ("tcp:9100:interface=0.0.0.0", "0.0.0.0"),
+            ("tcp:interface=192.0.2.7:port=9100", "192.0.2.7"),
+            ("tcp:9100:interface=", ""),
+            (r"tcp6:9100:interface=\:\:", "::"),
+            (f"ssl:9100:privateKey={pem}:interface=0.0.0.0", "0.0.0.0"),
+            (f"tls:{folder}:9100:interface=0.0.0.0", "0.0.0.0"),
+        ):
+            listening = self.listens(description)
+            self.assertEqual((listening[0], listening[3]), (9100, interface), description)
+
+    def test_unix(self) -> None:
+        self.assertEqual(self.listens("unix:/run/x")[0], "/run/x")
+
+    def test_systemd(self) -> None:
+        """It passes a socket, which is on the addresses that its unit says."""
+        ours = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(ours.close)
+        self.patch(endpoints._SystemdParser, "_sddaemon", ListenFDs([ours.fileno()], ["metrics"]))
+        port = open_metrics_port("systemd:domain=INET:name=metrics", reactor)
+        self.assertIsInstance(port.endpoint, ActivatedEndpoint)
+
+    def test_it_reaches_the_service(self) -> None:
+        service = self.make("--metrics", "tcp:9100", "--metrics-host", "stats.example")
+        assert service._metrics is not None
+        description, endpoint, site = service._metrics
+        self.assertEqual(description, "tcp:9100")
+        self.assertIsInstance(endpoint, TCP4ServerEndpoint)
+        self.assertEqual(type(site).__name__, "MetricsSite")
+        self.assertEqual([text for text, _ in service._endpoints], ["tcp:9999:interface=127.0.0.1"])
+
+    def test_names_reach_the_site(self) -> None:
+        """Who asks by another name is refused."""
+        for names, asked, status in (
+            ((), "stats.example", 4),
+            (("--metrics-host", "stats.example"), "stats.example", 2),
+            (("--metrics-host", "a.example", "--metrics-host", "b.example"), "b.example:9100", 2),
+            (("--metrics-host", "a.example", "--metrics-host", "b.example"), "a.example", 2),
+            (("--metrics-host", "a.example"), "b.example", 4),
+        ):
+            service = self.make("--metrics", "tcp:0", *names)
+            assert service._metrics is not None
+            loop = Loop()
+            site: Any = service._metrics[2]
+            site.startFactory()
+            self.addCleanup(site.stopFactory)
+            wire = connect(loop, site)
+            self.addCleanup(wire.socket.close)
+            wire.send(f"GET /healthz HTTP/1.1\r\nHost: {asked}\r\nConnection: close\r\n\r\n".encode())
+            for _ in range(100):
+                self.real.iterate(0)
+                wire.take_all()
+                if wire.data:
+                    break
+            self.assertTrue(wire.data.startswith(b"HTTP/1.1 %d" % status), wire.data[:100])
+            wire.close()
+
+    def test_without(self) -> None:
+        self.assertIsNone(self.make()._metrics)
+        self.assertIsNone(parse()["metrics"])
+        self.assertEqual(parse()["metrics-host"], [])
+        lines = self.lines()
+        self.make("--metrics-host", "a.example")
+        self.assertEqual(lines(), ["--metrics-host does nothing without --metrics"])
+
+    def test_certificates(self) -> None:
+        """They are read anew, and looked at, as those of the other ports."""
+        pem = certificate(self.mktemp())
+        service = self.make("--metrics", f"ssl:9100:privateKey={pem}")
+        [(option, tls)] = service._tls
+        self.assertTrue(option.startswith(f"--metrics ssl:9100:privateKey={pem}"), option)
+        before = tls.serverConnectionForTLS(None).get_context()
+        fresh = self.lines()
+        service.reload()
+        self.assertEqual(fresh(), ["read anew: certificates, passwords and tokens"])
+        self.assertIsNot(tls.serverConnectionForTLS(None).get_context(), before)
+        Path(pem).write_bytes(b"x")
+        service.reload()
+        self.assertIn("not read anew, the old stays in use: --metrics ssl:9100:", fresh()[0])
+
+    def test_client_certificates_are_for_clients(self) -> None:
+        """Who looks at the metrics shows none, and TLS there is none of a port."""
+        pem, ca = certificate(self.mktemp()), ca_file(self.mktemp())
+        line = self.refused("--metrics", f"ssl:9100:privateKey={pem}", "--client-ca", ca)
+        self.assertEqual(line, "tcpjson: --client-ca: no --port has TLS")
+
+    def test_refused(self) -> None:
+        missing = os.path.abspath("nowhere.pem")
+        for description, why in (
+            ("", "tcpjson: --metrics: an endpoint must follow, as tcp:9100"),
+            ("haproxy:tcp:9100", "tcpjson: --metrics haproxy:tcp:9100: haproxy: is for clients"),
+            ("HAProxy:tcp:9100", "tcpjson: --metrics HAProxy:tcp:9100: haproxy: is for clients"),
+            ("tcp:http", "tcpjson: --metrics tcp:http: 'http' is no port number"),
+            ("tcp", "tcpjson: --metrics tcp: it lacks 'port'"),
+            ("tcp:80:foo=3", "tcpjson: --metrics tcp:80:foo=3: it takes no foo="),
+            ("tcp:80:a:1:b:9:9", "tcpjson: --metrics tcp:80:a:1:b:9:9: it has too many parts"),
+            ("9100", "(did you mean tcp:9100?)"),
+            ("udp:9100", "tcpjson: --metrics udp:9100: "),
+            ("interface=0.0.0.0:tcp:1", "it must begin with the kind of the endpoint, as tcp:"),
+            (f"ssl:9100:privateKey={missing}", missing),
+            ("systemd:domain=INET:name=x", "systemd passed no socket x"),
+        ):
+            line = self.refused("--metrics", description)
+            self.assertIn("--metrics", line)
+            self.assertIn(why, line)
+
+    def test_given_twice(self) -> None:
+        line = self.refused("--metrics", "tcp:9100", "--metrics", "tcp:9101")
+        self.assertEqual(line, "tcpjson: --metrics tcp:9101: it may stand there once")
+
+    def test_a_package_that_is_missing(self) -> None:
+        gone = [name for name in sys.modules if name.startswith(("prometheus_client", "tcpjson.metrics"))]
+        with patch.dict("sys.modules"):
+            for name in gone:
+                del sys.modules[name]
+            sys.modules["prometheus_client"] = None  # type: ignore[assignment]  # so that it cannot be imported
+            line = self.refused("--metrics", "tcp:9100")
+            # It is needed for nothing else.
+            self.make()
+        self.assertEqual(line, "tcpjson: --metrics needs another package: pip install 'tcpjson[metrics]'")
+
+    def test_another_module_that_is_missing(self) -> None:
+        """That is no question of a package to be installed."""
+        with patch.dict("sys.modules", {"tcpjson.metrics.site": None}):
+            error = self.assertRaises(ModuleNotFoundError, self.make, "--metrics", "tcp:9100")
+        self.assertEqual(error.name, "tcpjson.metrics.site")
+
+
+class LogOptionTests(MakingCase):
+    """`--log-format`, and the log of messages."""
+
+    def test_formats(self) -> None:
+        self.assertEqual(parse()["log-format"], "text")
+        for format in ("text", "json"):
+            service = self.make("--log-format", format)
+            assert service._logs is not None
+            self.assertEqual(service._logs._format, format)
+        for format in ("", "JSON", "xml", "json\n"):
+            line = self.refused("--log-format", format)
+            self.assertEqual(line, f"tcpjson: --log-format: {format!r} must be one of text, json")
+
+    def test_what_twistd_says_otherwise(self) -> None:
+        for twistd, words in (
+            ({"syslog": True, "nodaemon": True}, "twistd's --syslog"),
+            ({"logger": "a.b", "nodaemon": True}, "twistd's --logger"),
+        ):
+            options = parse("--log-format", "json")
+            parent: Any = twistd
+            options.parent = parent
+            line = self.one_line(self.assertRaises(Refusal, makeService, options))
+            self.assertIn("--log-format json: ", line)
+            self.assertIn(words, line)
+
+    def test_messages(self) -> None:
+        """Not unless that is asked for; one of so many; with what is in them, or without."""
+        self.assertIsNone(self.make().factory.message_log)
+        for words, contents, every in (
+            ((), False, 1),
+            (("--log-contents",), True, 1),
+            (("--log-sample", "7"), False, 7),
+            (("--log-sample", "1", "--log-contents"), True, 1),
+        ):
+            fresh = self.lines()
+            found = self.make("--log-messages", *words).factory.message_log
+            assert found is not None
+            self.assertEqual((found._contents, found._every), (contents, every))
+            self.assertEqual(fresh(), [])
+
+    def test_in_vain(self) -> None:
+        lines = self.lines()
+        for words in (("--log-contents",), ("--log-sample", "5"), ("--log-sample", "1")):
+            self.assertIsNone(self.make(*words).factory.message_log)
+            self.assertEqual(lines(), [f"{words[0]} does nothing without --log-messages"])
 
 
 class MakeHandlersTests(HandlersCase, MakingCase):

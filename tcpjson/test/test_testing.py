@@ -80,6 +80,10 @@ class ServerTests(Case):
         moved, error = peer.receive()
         self.assertEqual((moved["x"], error["code"]), (3, "unknown_type"))
 
+    def test_a_router_in_place_of_a_list(self) -> None:
+        one: Any = Router()
+        self.assertRaisesRegex(TypeError, "given as a list", self.server, routers=one)
+
     def test_checkers(self) -> None:
         """With any, clients must authenticate; what they send is taken as it comes."""
         server = self.server(checkers=[InMemoryUsernamePasswordDatabaseDontUse(ann=b"secret")])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-import tcpjson.trace
+import tcpjson.redaction
 from tcpjson.test.hypo import given
 from tcpjson.timestamps import format_timestamp
 from tcpjson.trace import MAX_PAYLOAD, Trace
@@ -235,13 +235,13 @@ class SecretTests(Case):
     def test_nested_without_end(self) -> None:
         """A server cannot have it look deeper and deeper."""
         looks: list[bytes] = []
-        decode = tcpjson.trace._decode_fields
+        decode = tcpjson.redaction._decode_fields
 
         def counted(payload: bytes) -> Any:
             looks.append(payload)
             return decode(payload)
 
-        self.patch(tcpjson.trace, "_decode_fields", counted)
+        self.patch(tcpjson.redaction, "_decode_fields", counted)
         payload = b'{"original_message":' * 300 + b'"auth"' + b"}" * 300
         self.assertEqual(self.message(payload), json.loads(payload))
         self.assertEqual(len(looks), 2)

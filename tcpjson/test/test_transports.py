@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import socket
+import struct
+import sys
+from collections.abc import Callable
 from ipaddress import IPv6Address as IPv6
 from ipaddress import IPv6Network
 from typing import Any
 
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tcpjson.proxied import ProxiedProtocol
 from tcpjson.test.hypo import given
 from tcpjson.test.wires import Loop, attach, socket_pair, tls_factory
-from tcpjson.transports import client_id_of, descriptor_of, is_encrypted, layers, network_of, tune
+from tcpjson.transports import client_id_of, descriptor_of, is_encrypted, layers, network_of, round_trip, tune
 
 
 def v4(host: str) -> IPv4Address:
@@ -84,19 +89,71 @@ class LayerTests(SynchronousTestCase):
         self.assertFalse(is_encrypted(StringTransport()))
 
 
-class TuneTests(SynchronousTestCase):
-    """`tune`."""
-
-    def accept(self) -> tuple[Any, socket.socket]:
+class TCPCase(SynchronousTestCase):
+    def accept(
+        self, wrap: Callable[[Any, Loop], Any] = lambda factory, loop: factory
+    ) -> tuple[Any, socket.socket]:
         """Both ends of a TCP connection: one's transport, the other's socket."""
         loop = Loop()
         protocol = Protocol()
-        port = loop.listenTCP(0, Factory.forProtocol(lambda: protocol), interface="127.0.0.1")
+        factory = wrap(Factory.forProtocol(lambda: protocol), loop)
+        port = loop.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(loop.close)
         end = socket.create_connection(("127.0.0.1", port.getHost().port))
         self.addCleanup(end.close)
         loop.settle()
         return protocol.transport, end
+
+
+class RoundTripTests(TCPCase):
+    """`round_trip`."""
+
+    def check(self, transport: Any) -> None:
+        """What is told is what the system has in its place, counted by hand in linux/tcp.h."""
+        descriptor: Any = descriptor_of(transport)
+        information = descriptor.getHandle().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        microseconds = struct.unpack("8B24I", information)[8 + 15]
+        self.assertGreater(microseconds, 0)
+        self.assertEqual(round_trip(transport), microseconds / 1e6)
+        self.assertLess(microseconds, 30e6)
+
+    def test_a_tcp_socket(self) -> None:
+        transport, _ = self.accept()
+        self.check(transport)
+
+    def test_below_wrappers(self) -> None:
+        transport, _ = self.accept(tls_factory)
+        self.assertTrue(is_encrypted(transport))
+        self.check(transport)
+
+    def test_nothing_was_measured(self) -> None:
+        loop = Loop()
+        self.addCleanup(loop.close)
+        unconnected = socket.socket()
+        self.assertIsNone(round_trip(attach(loop, Protocol(), unconnected)))
+
+    def test_gone(self) -> None:
+        transport, _ = self.accept()
+        transport.connectionLost(Failure(ConnectionDone()))
+        self.assertIsNone(round_trip(transport))
+
+    def test_others(self) -> None:
+        """A Unix socket, nothing at all, and what is in memory."""
+        loop = Loop()
+        ours, theirs = socket_pair()
+        self.addCleanup(theirs.close)
+        self.addCleanup(loop.close)
+        for transport in (attach(loop, Protocol(), ours), None, StringTransport()):
+            self.assertIsNone(round_trip(transport))
+
+    def test_other_systems(self) -> None:
+        transport, _ = self.accept()
+        self.patch(sys, "platform", "freebsd14")
+        self.assertIsNone(round_trip(transport))
+
+
+class TuneTests(TCPCase):
+    """`tune`."""
 
     def test_a_tcp_socket(self) -> None:
         transport, _ = self.accept()

@@ -39,6 +39,8 @@ KNOWN: tuple[Known, ...] = (
         (
             "auth.py | _Attempt._cancel | self._asks.clear() | not called",
             "auth.py | _Attempt._fire | self._answer = None | not noted",
+            "client/protocol.py | ClientProtocol._stepped | self._step = None | not noted",
+            "client/protocol.py | ClientProtocol._step_failed | self._step = None | not noted",
         ),
     ),
     Known(
@@ -72,6 +74,9 @@ KNOWN: tuple[Known, ...] = (
         SAME,
         "one is never there without the other: it is said for the type checker",
         (
+            "client/awaitable.py | Client.__init__ | if where is None | never",
+            "client/link.py | Link.ready | kind or '' | without ''",
+            "client/pool.py | Pool._connect | lost[0] or self._disconnected() | without self._disconnected()",
             "connection.py | Connection._expect_pongs | not self._answers_pings or interval is None"
             " | without interval is None",
             "connection.py | Connection.authenticate | deadlines.clear(self) or now | without now",
@@ -86,7 +91,7 @@ KNOWN: tuple[Known, ...] = (
             "core/framing.py | FrameReader._take_mixed | compressed and inflate is not None"
             " | without inflate is not None",
             "exchange.py | Exchange._settle"
-            " | self._running is None or self._order is None or self._running.pop(slot, None) is None"
+            " | self._running is None or self._order is None or slot not in self._running"
             " | without self._order is None",
             "exchange.py | Exchange._make_room | self._running or () | without ()",
             "outbox.py | Outbox.flush"
@@ -120,11 +125,22 @@ KNOWN: tuple[Known, ...] = (
         COST,
         "a short way for what comes most; the long one leads to the same",
         (
+            "client/link.py | Link.waiting | if self._queue | always",
+            "client/link.py | Link.ask"
+            " | if type(timeout) is not float or not 0 <= timeout <= _LONGEST | always",
+            "client/link.py | Link.ask | 0 <= timeout <= _LONGEST | <= becomes <",
+            "client/link.py | Link.ask | 0 <= timeout <= _LONGEST | <= becomes < #2",
             "core/codec.py | Codec.decode | if not all(map(_isascii, payloads)) | always",
             "core/codec.py | Codec.decode | if (checked := self._checked) | always",
+            "core/compression.py | pack | if max(map(len, payloads), default=0) <= over | never",
+            "core/compression.py | pack | max(map(len, payloads), default=0) <= over | <= becomes <",
+            "core/encoding.py | _check_own | if payload.find(b'null') >= 0 | always",
             "core/framing.py | join_frames | if len(payloads) == 1 | never",
             "core/framing.py | FrameReader.feed | if not self._data | never",
             "core/framing.py | FrameReader.take | if size - position < self._needed | never",
+            "core/requests.py | encode_message | if type(message) is dict | never",
+            "core/requests.py | encode_message | if payload.find(b'null') >= 0 | always",
+            "core/requests.py | encode_request | if type(message) is dict | never",
             "core/values.py | check_value | if len(text) > 2 * depth and shape.count(b'[') > depth | always",
             "core/values.py | check_value | len(text) > 2 * depth and shape.count(b'[') > depth"
             " | without len(text) > 2 * depth",
@@ -157,6 +173,7 @@ KNOWN: tuple[Known, ...] = (
         COST,
         "what is done for nothing does nothing",
         (
+            "client/protocol.py | ClientProtocol.framesReceived | if self._unsent | always",
             "deadlines.py | Deadlines.set | when < self._due | < becomes <=",
             "deadlines.py | Deadlines._check | if when <= now | always",
             "exchange.py | Exchange.framesReceived | if turn.burst or turn.dirty | always",
@@ -214,6 +231,14 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         SAME,
+        "an object begins with a brace: no null is at 0",
+        (
+            "core/encoding.py | _check_own | payload.find(b'null') >= 0 | >= becomes >",
+            "core/requests.py | encode_message | payload.find(b'null') >= 0 | >= becomes >",
+        ),
+    ),
+    Known(
+        SAME,
         "the line begins with PROXY: its end is not at 0",
         ("core/proxyheader.py | _parse_1 | end < 0 | < becomes <=",),
     ),
@@ -222,12 +247,8 @@ KNOWN: tuple[Known, ...] = (
         "answers are sent, and counted, a little sooner than at the end of their turn",
         (
             "exchange.py | Exchange.framesReceived | turn.gathered = 0 | not noted",
-            "exchange.py | Exchange._handle | if self._outbox.answers | always",
-            "exchange.py | Exchange._handle | if len(payload) > short | always",
-            "exchange.py | Exchange._handle | len(payload) > short | > becomes >=",
-            "exchange.py | Exchange._handle | if room < 0 | always",
-            "exchange.py | Exchange._handle | room < 0 | < becomes <=",
-            "exchange.py | Exchange._handle | if self._outbox.answers | always #2",
+            "exchange.py | Exchange._handle | if written > room | always",
+            "exchange.py | Exchange._handle | written > room | > becomes >=",
             "exchange.py | Exchange._gather | if turn.gathered > HIGH_WATER | always",
             "exchange.py | Exchange._gather | turn.gathered > HIGH_WATER | > becomes >=",
             "exchange.py | Exchange._send_gathered | turn.gathered = 0 | not noted",
@@ -240,11 +261,6 @@ KNOWN: tuple[Known, ...] = (
             "exchange.py | Exchange.framesReceived | self._outbox.answers or self._order is not None"
             " | without self._outbox.answers",
         ),
-    ),
-    Known(
-        COST,
-        "at most 32 KiB more answers wait for a client that took a part of those before",
-        ("exchange.py | Exchange._handle | if self._outbox.answers | never #2",),
     ),
     Known(
         COST,
@@ -264,6 +280,8 @@ KNOWN: tuple[Known, ...] = (
         SAME,
         "it happens at one byte more, or less, than a bound that is a round number of our own",
         (
+            "client/protocol.py | ClientProtocol._hear"
+            " | self._outbox.waiting + self._unsent_size <= HIGH_WATER | <= becomes <",
             "exchange.py | Exchange._limit_answers | self._answers_waiting() > HIGH_WATER | > becomes >=",
             "exchange.py | Exchange._make_room | self._answers_waiting() <= _LOW_WATER | <= becomes <",
             "server.py | TCPJSONServerFactory.relay"

@@ -16,6 +16,7 @@ from typing import Any
 from twisted.scripts import twistd
 
 from tcpjson.exchange import Exchange
+from tcpjson.notices import Notices
 from tcpjson.server import TCPJSONServerFactory
 
 #: Tells what there is, and tells it after all garbage is collected.
@@ -83,7 +84,12 @@ def look(reactor: Any) -> dict[str, Any]:
     # Before anything is made here.
     blocks, (used, kept) = sys.getallocatedblocks(), heap()
     kinds = Counter(map(type, gc.get_objects()))
-    calls = reactor.getDelayedCalls()
+    # What the log is to say a minute after the last line of its kind, is for no connection.
+    calls = [
+        call
+        for call in reactor.getDelayedCalls()
+        if not isinstance(getattr(call.func, "__self__", None), Notices)
+    ]
     stats = factory.stats
     return {
         "heap": used,

@@ -240,6 +240,8 @@ def verdict(outcome: Outcome, bounds: Bounds) -> Iterator[Check]:
     grown.subtract(before.inside["kinds"])
     # The reactor keeps those that were cancelled until their time comes.
     del grown["twisted.internet.base.DelayedCall"]
+    # One for each kind of warning that was logged.
+    del grown["tcpjson.notices._Item"]
     grown = +grown
     yield Check(
         not grown, f"objects of the server and of Twisted: {grown.total()} more than before", [_listed(grown)]

@@ -1,19 +1,22 @@
 """What an expert would write by hand: ``asyncio.Protocol`` on uvloop, orjson, one write for each read.
 
-Usage: ``python -m benchmarks.peers.uvloop_orjson PORT [asyncio]``; with a second argument it runs on
+Usage: ``python -m tcpjson.bench.peers.uvloop_orjson PORT [asyncio]``; with a second argument it runs on
 asyncio's own event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import struct
 import sys
 from typing import cast
 
-import orjson
-import uvloop
+# What reads all modules can read this one where they are not installed.
+with contextlib.suppress(ImportError):
+    import orjson
+    import uvloop
 
 LENGTH = struct.Struct(">I")
 pack = LENGTH.pack
@@ -80,6 +83,18 @@ class Peer(asyncio.Protocol):
                     if client is not self:
                         client.transport.write(frame)
                 reply = {"type": "broadcast_sent", "recipients": len(clients) - 1, "timestamp": now()}
+                if "id" in message:
+                    reply["id"] = message["id"]
+                payload = orjson.dumps(reply)
+                out.append(pack(len(payload)))
+                out.append(payload)
+            elif kind == "ping":
+                reply = {
+                    "type": "pong",
+                    "ping_timestamp": message.get("timestamp"),
+                    "pong_timestamp": now(),
+                    "client_id": self.peer,
+                }
                 if "id" in message:
                     reply["id"] = message["id"]
                 payload = orjson.dumps(reply)

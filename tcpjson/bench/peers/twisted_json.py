@@ -1,6 +1,6 @@
 """What an ordinary Twisted programmer writes: ``Int32StringReceiver`` and ``json`` on the default reactor.
 
-Usage: ``python -m benchmarks.peers.twisted_json PORT``.
+Usage: ``python -m tcpjson.bench.peers.twisted_json PORT``.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import Int32StringReceiver
 
@@ -32,7 +32,7 @@ class Peer(Int32StringReceiver):
     clients: ClassVar[set[Peer]] = set()
 
     def connectionMade(self) -> None:
-        address = self.transport.getPeer()
+        address = cast(ITCPTransport, self.transport).getPeer()
         self.peer = f"{address.host}:{address.port}"
         self.clients.add(self)
         self.send({"type": "welcome", "client_id": self.peer, "message": "hi", "timestamp": now()})
@@ -50,6 +50,13 @@ class Peer(Int32StringReceiver):
             reply = self.echo(message)
         elif kind == "broadcast":
             reply = self.broadcast(message)
+        elif kind == "ping":
+            reply = {
+                "type": "pong",
+                "ping_timestamp": message.get("timestamp"),
+                "pong_timestamp": now(),
+                "client_id": self.peer,
+            }
         else:
             return
         if "id" in message:
@@ -80,6 +87,8 @@ class Peer(Int32StringReceiver):
 
 
 def main(port: int) -> None:
+    from twisted.internet import reactor
+
     endpoint = TCP4ServerEndpoint(reactor, port, backlog=4096, interface="127.0.0.1")
     listening = endpoint.listen(Factory.forProtocol(Peer))
     listening.addCallback(lambda bound: print(f"listening on 127.0.0.1:{bound.getHost().port}", flush=True))

@@ -1,6 +1,6 @@
 """What a tutorial teaches: asyncio streams and the ``json`` of the standard library.
 
-Usage: ``python -m benchmarks.peers.asyncio_streams PORT``.
+Usage: ``python -m tcpjson.bench.peers.asyncio_streams PORT``.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ def answer(message: dict[str, Any], writer: asyncio.StreamWriter, peer: str) -> 
             if other is not writer:
                 other.write(relayed)
         return {"type": "broadcast_sent", "recipients": len(writers) - 1, "timestamp": now()}
+    if kind == "ping":
+        return {
+            "type": "pong",
+            "ping_timestamp": message.get("timestamp"),
+            "pong_timestamp": now(),
+            "client_id": peer,
+        }
     return None
 
 
