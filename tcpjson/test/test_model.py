@@ -131,6 +131,8 @@ class Client:
         self.half = False
         self.ended = False
         self.until: dict[str, int] = {}
+        #: It sent something when the server might read no more, and only wait for it to read.
+        self.late = False
         #: The server goes away; it was told so; a handler was told to close.
         self.leaving = False
         self.farewell = False
@@ -759,6 +761,8 @@ class Model(RuleBasedStateMachine):
             if whole + 1 > client.begun:
                 client.begun = whole + 1
                 client.begun_at = self.now
+            if self.drained is not None and self.now >= self.drained_at + FAREWELL:
+                client.late = True
             client.peer.send_bytes(piece)
 
     def finish(self, number: int, outcome: str = "answer") -> None:
@@ -960,7 +964,7 @@ class Model(RuleBasedStateMachine):
                 ended = client.ended or client.leaving or client.sent_off
                 complete = client.error is None and not client.sent_off and not client.peer.aborted
                 assert client.open or client.error is not None or ended, "closed without a reason"
-                self.check_answers(client, complete)
+                self.check_answers(client, complete and not client.late)
                 self.check_relays(client, complete and not client.peer.closed)
                 if complete and client.leaving:
                     assert client.farewell, "not told that the server goes away"
