@@ -131,8 +131,8 @@ class Client:
         self.half = False
         self.ended = False
         self.until: dict[str, int] = {}
-        #: It sent something when the server might read no more, and only wait for it to read.
-        self.late = False
+        #: How much it had sent when the server might read no more, and only wait for it to read.
+        self.prompt: int | None = None
         #: The server goes away; it was told so; a handler was told to close.
         self.leaving = False
         self.farewell = False
@@ -754,6 +754,8 @@ class Model(RuleBasedStateMachine):
         size = max(0, size)
         piece, client.pipe = client.pipe[:size], client.pipe[size:]
         if piece and client.open and not (client.doomed or client.half):
+            if client.prompt is None and self.drained is not None and self.now >= self.drained_at + FAREWELL:
+                client.prompt = client.delivered
             client.delivered += len(piece)
             client.silent = max(client.silent, self.now - client.sent_at)
             client.sent_at = self.now
@@ -761,8 +763,6 @@ class Model(RuleBasedStateMachine):
             if whole + 1 > client.begun:
                 client.begun = whole + 1
                 client.begun_at = self.now
-            if self.drained is not None and self.now >= self.drained_at + FAREWELL:
-                client.late = True
             client.peer.send_bytes(piece)
 
     def finish(self, number: int, outcome: str = "answer") -> None:
@@ -860,8 +860,12 @@ class Model(RuleBasedStateMachine):
         for request_id, message in client.named.items():
             assert request_id in named and named[request_id].matches(message), f"{message} is wrong"
         if complete:
-            assert len(client.answers) == len(ordered), f"{ordered[position:]} are missing"
-            assert client.named.keys() == named.keys(), f"{named.keys() - client.named.keys()} are missing"
+            # What came when the server might read no more is answered, or not.
+            due = [entry for entry in delivered if client.prompt is None or entry[0] <= client.prompt]
+            ordered = [expected for _, expected, request_id in due if request_id is None]
+            assert position >= len(ordered), f"{ordered[position:]} are missing"
+            names = {request_id for _, _, request_id in due if request_id is not None}
+            assert client.named.keys() >= names, f"{names - client.named.keys()} are missing"
 
     def check_relays(self, client: Client, complete: bool) -> None:
         """Of each sender its broadcasts came, in order, from the one that followed the client's coming."""
@@ -964,7 +968,7 @@ class Model(RuleBasedStateMachine):
                 ended = client.ended or client.leaving or client.sent_off
                 complete = client.error is None and not client.sent_off and not client.peer.aborted
                 assert client.open or client.error is not None or ended, "closed without a reason"
-                self.check_answers(client, complete and not client.late)
+                self.check_answers(client, complete)
                 self.check_relays(client, complete and not client.peer.closed)
                 if complete and client.leaving:
                     assert client.farewell, "not told that the server goes away"
